@@ -1,0 +1,99 @@
+"""What moves between a shard and the model.
+
+Shapes: B samples of a batch; the rest depends on the modality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One raw sample of a shard: the bytes of its members by extension (lower case, no dot)."""
+
+    key: str
+    shard: str
+    id: int  # stable 63-bit number of (shard name, key): seeds its masks and augmentations
+    members: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One decoded sample: what the extractor reads, and its class number where the shard has one."""
+
+    inputs: Tensor
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Decoded samples of one modality.
+
+    ``inputs``: (B, ...) as the modality's extractor expects. ``lengths``: (B,) valid input lengths where samples
+    differ (waveform samples, tokens), else None. ``ids``: (B,) int64, one stable number per sample.
+    ``labels``: (B,) int64, -1 where unknown. ``student_inputs``: what the student reads where that differs from
+    the teacher's input before any mask is applied (text with replaced tokens).
+    """
+
+    modality: str
+    inputs: Tensor
+    ids: Tensor
+    labels: Tensor
+    lengths: Tensor | None = None
+    student_inputs: Tensor | None = None
+    keys: tuple[str, ...] = ()
+    broken: tuple[str, ...] = ()  # what was skipped while this batch was read, one line each
+
+    def __len__(self) -> int:
+        return self.inputs.shape[0]
+
+    def first(self, count: int) -> Self:
+        """The first ``count`` samples."""
+
+        def cut(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value[:count]
+
+        return type(self)(
+            self.modality, self.inputs[:count], self.ids[:count], self.labels[:count],
+            cut(self.lengths), cut(self.student_inputs), self.keys[:count],
+        )  # fmt: skip
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device (asynchronous from pinned memory)."""
+
+        def move(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.to(device, non_blocking=True)
+
+        return type(self)(
+            self.modality, self.inputs.to(device, non_blocking=True), self.ids.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True), move(self.lengths), move(self.student_inputs),
+            self.keys, self.broken,
+        )  # fmt: skip
+
+    def pin_memory(self) -> Self:
+        """Called by the loader when the device is a GPU."""
+
+        def pin(value: Tensor | None) -> Tensor | None:
+            return None if value is None else value.pin_memory()
+
+        return type(self)(
+            self.modality, self.inputs.pin_memory(), self.ids.pin_memory(), self.labels.pin_memory(),
+            pin(self.lengths), pin(self.student_inputs), self.keys, self.broken,
+        )  # fmt: skip
+
+
+def stack(modality: str, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:
+    """A batch of equally shaped examples."""
+    return Batch(
+        modality=modality,
+        inputs=torch.stack([example.inputs for example in examples]),
+        ids=torch.tensor([sample.id for sample in samples], dtype=torch.int64),
+        labels=torch.tensor([-1 if e.label is None else e.label for e in examples], dtype=torch.int64),
+        keys=tuple(f"{sample.shard}:{sample.key}" for sample in samples),
+    )

@@ -1,0 +1,165 @@
+"""``index.json``: what a set of shards holds, so that shards are skipped, checked and counted without reading them.
+
+    {"format": 1, "modality": "vision", "classes": ["cat", "dog"], "totals": {"samples": 2000, "bytes": 9000000},
+     "shards": [{"name": "train-000000.tar", "samples": 1000, "bytes": 4500000, "sha256": "..."}, ...]}
+
+It lies in the folder of its shards. It may come from the network, so everything in it is checked by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from data2vec.core.data.files import write_atomically
+from data2vec.core.errors import DataError
+
+FORMAT = 1
+INDEX_NAME = "index.json"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """One shard: its file name (no folder), number of samples, size in bytes, and SHA-256 of the file in hex."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """A set of shards. ``class_names`` names the class numbers of the samples' labels; empty where there are none."""
+
+    modality: str
+    shards: tuple[ShardInfo, ...]
+    class_names: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """Samples of all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    def find(self, name: str) -> ShardInfo | None:
+        """The entry of a shard by its file name."""
+        return next((shard for shard in self.shards if shard.name == name), None)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read ``index.json`` of a folder.
+
+        Raises:
+            DataError: there is none, or it is not valid.
+        """
+        path = folder / INDEX_NAME
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); `tools/shard.py index` writes it") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, source: str) -> Self:
+        """The index in the bytes of an ``index.json``; ``source`` names it in errors.
+
+        Raises:
+            DataError: not JSON, another format version, a wrong type, or a value that cannot be.
+        """
+        try:
+            data = json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{source}: is not JSON ({error}); `tools/shard.py index` writes it anew") from None
+        table = _typed(data, dict, source, "the index")
+        version = _typed(table.get("format"), int, source, "format")
+        if version != FORMAT:
+            raise DataError(f"{source}: format={version} is unknown, this version reads {FORMAT}: index the set anew")
+        entries = _typed(table.get("shards"), list, source, "shards")
+        shards = tuple(_shard(entry, source, f"shards[{i}]") for i, entry in enumerate(entries))
+        names = _typed(table.get("classes", []), list, source, "classes")
+        index = cls(
+            modality=_typed(table.get("modality"), str, source, "modality"),
+            shards=shards,
+            class_names=tuple(_typed(name, str, source, f"classes[{i}]") for i, name in enumerate(names)),
+        )
+        if len({shard.name for shard in shards}) != len(shards):
+            raise DataError(f"{source}: a shard is listed twice")
+        totals = _typed(table.get("totals"), dict, source, "totals")
+        for key, value in (("samples", index.samples), ("bytes", index.size)):
+            if totals.get(key) != value:
+                raise DataError(f"{source}: totals.{key}={totals.get(key)!r}, but its shards add up to {value}")
+        return index
+
+    def save(self, folder: Path) -> None:
+        """Write ``index.json`` atomically.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        shards = [vars(shard) for shard in self.shards]
+        totals = {"samples": self.samples, "bytes": self.size}
+        table: dict[str, Any] = {"format": FORMAT, "modality": self.modality, "classes": list(self.class_names)}
+        content = json.dumps({**table, "totals": totals, "shards": shards}, indent=1, ensure_ascii=False) + "\n"
+        try:
+            write_atomically(folder / INDEX_NAME, content.encode("utf-8", "backslashreplace"))
+        except OSError as error:
+            raise DataError(f"{folder / INDEX_NAME}: cannot be written ({error.strerror})") from None
+
+
+def prefixed(name: str, prefix: str) -> bool:
+    """Whether a file name is that of a shard written under ``prefix`` (``PREFIX-000000.tar``)."""
+    return re.fullmatch(re.escape(prefix) + r"-[0-9]{6,}\.tar", name) is not None
+
+
+def add_to_index(folder: Path, new: ShardIndex, prefix: str) -> ShardIndex:
+    """Put the shards of one prefix into the folder's index, which keeps those of other prefixes.
+
+    Raises:
+        DataError: the folder's index is of another modality or names other classes, or cannot be written.
+    """
+    kept: Iterable[ShardInfo] = ()
+    if (folder / INDEX_NAME).exists():
+        old = ShardIndex.load(folder)
+        kept = [shard for shard in old.shards if not prefixed(shard.name, prefix)]
+        if kept and (old.modality, old.class_names) != (new.modality, new.class_names):
+            raise DataError(
+                f"{folder / INDEX_NAME}: holds shards of {old.modality} with {len(old.class_names)} classes; shards of "
+                f"{new.modality} with {len(new.class_names)} other classes need another folder"
+            )
+    index = ShardIndex(new.modality, tuple(sorted((*kept, *new.shards), key=lambda s: s.name)), new.class_names)
+    index.save(folder)
+    return index
+
+
+def _typed(value: object, kind: type[T], source: str, name: str) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise DataError(f"{source}: {name}={str(value)[:80]!r} is no {kind.__name__}")
+    return value
+
+
+def _shard(entry: object, source: str, name: str) -> ShardInfo:
+    table = _typed(entry, dict, source, name)
+    shard = ShardInfo(
+        name=_typed(table.get("name"), str, source, f"{name}.name"),
+        samples=_typed(table.get("samples"), int, source, f"{name}.samples"),
+        bytes=_typed(table.get("bytes"), int, source, f"{name}.bytes"),
+        sha256=_typed(table.get("sha256"), str, source, f"{name}.sha256"),
+    )
+    # A name with a folder in it could point anywhere on the disk of whoever reads the index.
+    if not re.fullmatch(r"[^/\\\x00-\x1f]+\.tar", shard.name):
+        raise DataError(f"{source}: {name}.name={shard.name[:80]!r} is not the plain name of a .tar file")
+    if shard.samples < 1 or shard.bytes < 1:
+        raise DataError(f"{source}: {name} ({shard.name}) has {shard.samples} samples and {shard.bytes} bytes")
+    if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
+        raise DataError(f"{source}: {name}.sha256={shard.sha256[:80]!r} is no SHA-256 (64 hexadecimal digits)")
+    return shard

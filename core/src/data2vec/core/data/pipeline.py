@@ -1,0 +1,340 @@
+"""Batches for training and evaluation.
+
+    data = TrainData.open("shards/train-*.tar", modality, data=config.data, seed=0, cache=folder)
+    for batch in data.batches(position, micro_batch=64, rank=rank, world=world): ...
+
+The samples of update u, accumulation step a and rank r are those at positions ((u * accumulation + a) * world + r) *
+micro_batch and following, so a run is resumed by its position alone, whatever the number of loader workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+from pathlib import Path
+from types import FrameType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from data2vec.core.batch import Batch
+from data2vec.core.config import DataConfig
+from data2vec.core.data.fetch import ShardCache
+from data2vec.core.data.order import EpochOrder, Integers, permutation
+from data2vec.core.data.reading import ShardDataset, Unreadable
+from data2vec.core.data.shardset import Progress, ShardSet, open_shards
+from data2vec.core.errors import DataError
+from data2vec.core.modality import Modality
+
+_log = logging.getLogger(__name__)
+_PREFETCH = 4  # batches each worker keeps ready
+_HELD_OUT_SHARDS = 8  # fewer shards than this could hold too few classes to stand for the whole
+_HELD_OUT, _SUBSET = 11, 12  # streams of random numbers; fixed, so that runs with other seeds evaluate the same samples
+
+
+@dataclass(frozen=True, eq=False)
+class ShardData:
+    """Samples of a set of shards: all of them, or a chosen part of each."""
+
+    shards: ShardSet
+    modality: Modality
+    config: DataConfig
+    seed: int
+    chosen: tuple[Integers | None, ...]  # for each shard the numbers of its samples that belong here, None for all
+
+    @classmethod
+    def open(
+        cls,
+        spec: str,
+        modality: Modality,
+        *,
+        data: DataConfig,
+        seed: int,
+        cache: Path,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Find and check the shards, before anything is trained.
+
+        Args:
+            spec: a folder, path, glob, brace list or http(s) URL, or several joined by ``::``.
+            modality: decodes the samples.
+            data: workers, shuffling and the share of broken samples that is accepted.
+            seed: of the order and the augmentation.
+            cache: folder for shards from http(s), unless ``data.cache`` names one.
+            progress: called with (done, total) as shards without an index are counted.
+
+        Raises:
+            DataError: a shard is missing, truncated, empty, or of another modality.
+        """
+        kept = ShardCache(Path(data.cache).expanduser() if data.cache else cache)
+        shards = open_shards(spec, modality.name, kept, *([progress] if progress else []))
+        return cls(shards, modality, data, seed, (None,) * len(shards.shards))
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Samples of each shard that belong here."""
+        return tuple(n if part is None else len(part) for n, part in zip(self.shards.counts, self.chosen, strict=True))
+
+    @property
+    def total(self) -> int:
+        """Samples of one epoch, broken ones included."""
+        return sum(self.counts)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the class numbers; empty where the shards have none."""
+        return self.shards.class_names
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the shards and the chosen part: a saved position belongs to data with the same fingerprint."""
+        digest = hashlib.sha256(self.shards.fingerprint.encode())
+        for part in self.chosen:
+            digest.update(b"all" if part is None else part.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def _dataset(self, *, train: bool) -> ShardDataset:
+        order = EpochOrder(self.counts, self.seed, self.config.shuffle_shards, shuffle=train)
+        return ShardDataset(self.shards, self.chosen, order, self.modality, self.seed, train=train)
+
+
+@dataclass(frozen=True, eq=False)
+class TrainData(ShardData):
+    """An endless, shuffled, resumable stream of augmented samples."""
+
+    def require(self, batch: int, name: str = "train.batch") -> None:
+        """Check that one update does not need more samples than there are.
+
+        Raises:
+            DataError: it does.
+        """
+        if self.total < batch:
+            raise DataError(
+                f"{self.shards.spec} has {self.total} samples, one update needs {name}={batch}: "
+                f"lower {name} to at most {self.total}, or add data"
+            )
+
+    def batches(
+        self, start_position: int, micro_batch: int, rank: int = 0, world: int = 1, *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """This rank's batches from a position on, without end.
+
+        Broken samples are missing from their batch and named in ``Batch.broken``.
+
+        Args:
+            start_position: samples that all ranks together have taken before.
+            micro_batch: samples of one batch of one rank.
+            rank: of ``world``.
+            world: ranks that read together; each takes every ``world``-th micro-batch.
+            pin_memory: page-locked tensors, for a GPU.
+
+        Raises:
+            DataError: fewer samples than one step of all ranks needs; on reading, a shard that became unreadable, a
+                batch in which every sample is broken, or a worker that died.
+        """
+        self.require(micro_batch * world, "micro_batch * ranks")
+        dataset = self._dataset(train=True)
+        positions = (
+            np.arange(first, first + micro_batch, dtype=np.int64)
+            for first in count(start_position + rank * micro_batch, world * micro_batch)
+        )
+        return _training_batches(dataset, positions, self.config.workers, pin_memory)
+
+    def hold_out(self, share: float) -> tuple[Self, EvaluationData]:
+        """Split off samples for evaluation; the split depends on the shards alone, not on the seed.
+
+        Whole shards are held out where that gives enough of them, else a part of every shard.
+
+        Args:
+            share: of the samples, in (0, 1).
+
+        Raises:
+            DataError: one side would have no samples.
+        """
+        names = [_number(shard.name) for shard in self.shards.shards]
+        whole = round(share * len(names))
+        held: list[Integers]
+        if whole >= _HELD_OUT_SHARDS:
+            out = set(np.argsort(names)[:whole].tolist())
+            every = (np.arange(n, dtype=np.int64) for n in self.counts)
+            held = [numbers if i in out else numbers[:0] for i, numbers in enumerate(every)]
+        else:
+            held = [np.sort(permutation(n, _HELD_OUT, name)[: _share(n, share, name)])
+                    for n, name in zip(self.counts, names, strict=True)]  # fmt: skip
+        own = [np.arange(n, dtype=np.int64) if c is None else c for n, c in zip(self.counts, self.chosen, strict=True)]
+        kept = tuple(np.delete(numbers, h) for numbers, h in zip(own, held, strict=True))
+        split = tuple(numbers[h] for numbers, h in zip(own, held, strict=True))
+        train = replace(self, chosen=kept)
+        evaluation = EvaluationData(self.shards, self.modality, self.config, self.seed, split)
+        if not train.total or not evaluation.total:
+            raise DataError(
+                f"{self.shards.spec}: {self.total} samples leave {train.total} for training and {evaluation.total} for "
+                f"evaluation when {share:g} of them is held out; name data.validation"
+            )
+        return train, evaluation
+
+    def for_evaluation(self) -> EvaluationData:
+        """The same samples, in their order and without augmentation."""
+        return EvaluationData(self.shards, self.modality, self.config, self.seed, self.chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationData(ShardData):
+    """A finite set of samples in their order, without augmentation."""
+
+    def evaluation_batches(
+        self, batch: int, max_samples: int | None = None, *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """Every sample once, or ``max_samples`` of them spread over the whole set, always the same ones.
+
+        The last batch may be smaller; so is one with broken samples, which ``Batch.broken`` names.
+
+        Raises:
+            DataError: a shard became unreadable, a worker died, or every sample is broken.
+        """
+        total = self.total
+        if total < 1 or batch < 1:
+            raise DataError(f"{self.shards.spec}: {total} samples cannot be evaluated in batches of {batch}")
+        wanted = total if max_samples is None else min(max(1, max_samples), total)
+        positions = spread(total, wanted)
+        parts = (positions[first : first + batch] for first in range(0, wanted, batch))
+        workers = min(self.config.workers, -(-wanted // batch))
+        return _evaluation_batches(self._dataset(train=False), parts, workers, pin_memory)
+
+
+class BrokenCounter:
+    """Names broken samples in the log and stops a run that has too many."""
+
+    def __init__(self, max_share: float, total: int) -> None:
+        """Accept a share of broken samples.
+
+        Args:
+            max_share: ``data.max_broken``.
+            total: samples of an epoch; the share is judged after 100 samples, or an epoch where that is shorter.
+        """
+        self.max_share = max_share
+        self.seen = 0
+        self.broken = 0
+        self._judged_after = min(100, total)
+
+    def add(self, batch: Batch) -> None:
+        """Count a batch. The first 20 broken samples are named, then every 100th.
+
+        Raises:
+            DataError: the share of broken samples is above ``max_share``.
+        """
+        self.seen += len(batch) + len(batch.broken)
+        for line in batch.broken:
+            self.broken += 1
+            if self.broken <= 20 or self.broken % 100 == 0:
+                _log.warning("broken sample %d skipped: %s", self.broken, line)
+        if self.seen >= self._judged_after and self.broken > self.max_share * self.seen and batch.broken:
+            raise DataError(
+                f"{self.broken} of {self.seen} samples are broken, more than data.max_broken={self.max_share:g} "
+                f"allows; the last: {batch.broken[-1]}; mend the shards, or raise data.max_broken"
+            )
+
+
+def spread(total: int, count: int) -> Integers:
+    """(count,) increasing numbers below ``total``, one at random from each of ``count`` equal parts."""
+    edges = np.arange(count + 1, dtype=np.int64) * total // count
+    raw = np.random.Philox(key=_SUBSET).random_raw(count)
+    return edges[:-1] + (raw % np.diff(edges).astype(np.uint64)).astype(np.int64)
+
+
+def _share(samples: int, share: float, name: int) -> int:
+    """``share`` of the samples of a shard, rounded up or down at random so that many small shards add up to it."""
+    exact = samples * share
+    return int(exact) + ((name % 1_000_003) / 1_000_003 < exact % 1)
+
+
+def _number(name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def _training_batches(
+    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    for result in _load(dataset, positions, workers, pin_memory):
+        if isinstance(result, Unreadable):
+            raise DataError(result.message)
+        yield result
+
+
+def _evaluation_batches(
+    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    waiting: tuple[str, ...] = ()  # broken samples of batches that had no others
+    unreadable: Unreadable | None = None
+    any_batch = False
+    for result in _load(dataset, positions, workers, pin_memory):
+        if isinstance(result, Batch):
+            yield replace(result, broken=(*waiting, *result.broken)) if waiting else result
+            waiting, any_batch = (), True
+        elif result.broken:
+            waiting += result.broken
+            unreadable = result
+        else:
+            raise DataError(result.message)
+    if unreadable is not None and not any_batch:
+        raise DataError(unreadable.message)
+
+
+def _load(
+    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
+) -> Iterator[Batch | Unreadable]:
+    """Batches in the order of ``positions``, made by workers."""
+    loader: DataLoader[Any] = DataLoader(
+        dataset,
+        batch_size=None,  # the sampler yields whole batches of positions
+        sampler=positions,
+        num_workers=workers,
+        collate_fn=_unchanged,  # type: ignore[arg-type]  # without a batch size it gets what the dataset returns
+        pin_memory=pin_memory,
+        worker_init_fn=_start_worker,
+        prefetch_factor=_PREFETCH if workers else None,
+        generator=torch.Generator(),  # else starting the workers would draw from the process's own
+    )
+    batches = iter(loader)
+    while True:
+        try:
+            result = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise DataError(
+                f"a loader worker died ({str(error).splitlines()[0]}): most often memory ran out; lower data.workers"
+            ) from None
+        yield result
+
+
+def _unchanged(batch: Batch | Unreadable) -> Batch | Unreadable:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
+    signal.signal(signal.SIGTERM, _ignore_once())
+
+
+def _ignore_once() -> Callable[[int, FrameType | None], None]:
+    """Schedulers send SIGTERM to all processes; workers are needed until the main one has saved and ends them."""
+    received: list[int] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    return handle

@@ -1,0 +1,101 @@
+"""From what a user writes in ``data.train`` to a list of shards.
+
+Only local paths and http(s) URLs are read. WebDataset also takes ``pipe:`` URLs, which run a shell command, and other
+schemes through commands; none of that exists here.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from pathlib import Path
+
+from webdataset.shardlists import expand_urls
+
+from data2vec.core.errors import DataError
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SHOWN = 5  # names listed in an error
+
+
+def is_url(shard: str) -> bool:
+    """Whether a resolved shard is fetched over http(s)."""
+    return shard.startswith(("http://", "https://"))
+
+
+def resolve(spec: str) -> list[str]:
+    """The shards that a path, folder, glob, brace list or http(s) URL names, or several of those joined by ``::``.
+
+    A folder stands for every ``*.tar`` in it. Local shards are checked to exist; URLs are not.
+
+    Raises:
+        DataError: nothing is found, a listed shard does not exist or is named twice, or another scheme.
+    """
+    shards: list[str] = []
+    for part in re.split(r"::(?![^\[]*\])", spec):  # not inside the brackets of an IPv6 address
+        part = part.strip()
+        if not part:
+            raise DataError(f"{spec!r} names no shards: give a folder, a path, a glob, a brace list or an http(s) URL")
+        shards += _resolve_part(part)
+    seen: set[str] = set()
+    for shard in shards:
+        if shard in seen:
+            raise DataError(f"{spec!r} names {shard} twice; a shard is read once per epoch")
+        seen.add(shard)
+    return shards
+
+
+def _resolve_part(part: str) -> list[str]:
+    if is_url(part):
+        return _expand(part)
+    if part.startswith("pipe:") or (_SCHEME.match(part) and not os.path.exists(part)):
+        raise DataError(
+            f"{part!r} is not read: shards come from local paths and http(s) URLs; nothing else is opened or executed"
+        )
+    path = os.path.expanduser(part)
+    if os.path.isdir(path):
+        found = sorted(glob.glob(os.path.join(glob.escape(path), "*.tar")))
+        if not found:
+            raise DataError(f"{part}: the folder has no *.tar shards; {_nearest(path)}")
+        return found
+    if os.path.exists(path):
+        return [path]
+    found = []
+    missing = []
+    for name in _expand(path):
+        if glob.has_magic(name):
+            matches = sorted(match for match in glob.glob(name) if os.path.isfile(match))
+        else:
+            matches = [name] if os.path.isfile(name) else []
+        found += matches
+        missing += [] if matches else [name]
+    if missing and not found:
+        raise DataError(f"no shard matches {part!r}; {_nearest(missing[0])}")
+    if missing:
+        names = ", ".join(missing[:_SHOWN]) + (", ..." if len(missing) > _SHOWN else "")
+        raise DataError(f"{len(missing)} of {len(missing) + len(found)} shards of {part!r} do not exist: {names}")
+    return found
+
+
+def _expand(pattern: str) -> list[str]:
+    try:
+        names = [str(name) for name in expand_urls(pattern)] if "{" in pattern else [pattern]
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{pattern!r} is no brace list such as train-{{0000..0999}}.tar ({error})") from None
+    return names
+
+
+def _nearest(path: str) -> str:
+    """What lies where the user looked: the content of the nearest folder that exists."""
+    folder = Path(path).absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    try:
+        names = sorted(entry.name + ("/" if entry.is_dir() else "") for entry in folder.iterdir())
+    except OSError as error:
+        return f"the folder {folder} cannot be read ({error.strerror})"
+    if not names:
+        return f"the folder {folder} is empty"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"the folder {folder} has {', '.join(names[:_SHOWN])}{more}"

@@ -1,0 +1,145 @@
+"""Random access to the samples of a WebDataset shard.
+
+A shard is an uncompressed tar file; consecutive members ``KEY.EXT`` with the same key are one sample. ``scan`` reads
+the headers alone and notes where the bytes of each member lie; ``read`` fetches one sample. Nothing is extracted to
+disk, and members that WebDataset would unpickle are never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from webdataset.tariterators import base_plus_ext
+
+from data2vec.core.batch import Sample
+from data2vec.core.errors import DataError
+
+PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})  # members that a careless reader would execute
+_COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BLOCK = tarfile.BLOCKSIZE
+
+
+@dataclass(frozen=True, slots=True)
+class TarSample:
+    """Where one sample lies: for each extension (lower case) its byte offset in the file and its size.
+
+    ``problem`` says why the sample cannot be used, None where it can.
+    """
+
+    key: str
+    members: Mapping[str, tuple[int, int]]
+    problem: str | None = None
+
+
+def is_pickled(extension: str) -> bool:
+    """Whether any part of an extension (``input.pth``, ``pyd.gz``) names a pickle format."""
+    return not PICKLED.isdisjoint(extension.lower().split("."))
+
+
+def scan(path: Path | str) -> list[TarSample]:
+    """The samples of a shard in their order, from its headers alone.
+
+    Raises:
+        DataError: the file cannot be read, is compressed, is no tar file, is truncated or damaged, or has no samples.
+    """
+    try:
+        with open(path, "rb") as file:
+            start = file.read(8)
+            compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
+            if compression:
+                raise DataError(f"{path}: is compressed ({compression}); shards are read at random: decompress it")
+            file.seek(0)
+            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+                samples = _group(_members(tar, path))
+                _check_end(tar, path)
+    except tarfile.TarError as error:
+        raise DataError(f"{path}: is no tar file, truncated or damaged ({error}); write or fetch it anew") from None
+    except (OSError, OverflowError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    if not samples:
+        raise DataError(f"{path}: holds no samples (members are named KEY.EXTENSION); remove it from the list")
+    return samples
+
+
+def _members(tar: tarfile.TarFile, path: Path | str) -> list[tuple[str, str, int, int]]:
+    """(key, extension, offset, size) of every member that WebDataset would take; links and folders are not."""
+    found = []
+    end = 0
+    while (member := tar.next()) is not None:
+        if member.size < 0 or (member.offset_data <= end and end > 0):
+            raise DataError(f"{path}: is damaged at byte {member.offset}; fetch or write it anew")
+        end = member.offset_data
+        tar.members = []  # type: ignore[attr-defined]  # the list would grow by a kilobyte per member
+        if not member.isreg() or member.issparse():
+            continue
+        key, extension = base_plus_ext(member.name)
+        if key is None or member.name.startswith("__"):  # WebDataset's own metadata
+            continue
+        found.append((key, extension.lower(), member.offset_data, member.size))
+    return found
+
+
+def _check_end(tar: tarfile.TarFile, path: Path | str) -> None:
+    """``tarfile`` takes a damaged header, or a file cut between two members, for the end: the end mark decides."""
+    assert tar.fileobj is not None
+    tar.fileobj.seek(tar.offset)
+    if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
+        raise DataError(f"{path}: is truncated or damaged at byte {tar.offset}; fetch or write it anew")
+
+
+def _group(members: list[tuple[str, str, int, int]]) -> list[TarSample]:
+    samples: list[TarSample] = []
+    position = 0
+    while position < len(members):
+        key = members[position][0]
+        parts: dict[str, tuple[int, int]] = {}
+        refused: list[str] = []
+        problem = None
+        while position < len(members) and members[position][0] == key:
+            _, extension, offset, size = members[position]
+            if is_pickled(extension):
+                refused.append(extension)
+            elif extension in parts:
+                problem = f"has two members .{extension}"
+            parts.setdefault(extension, (offset, size))
+            position += 1
+        for extension in refused:
+            parts.pop(extension, None)
+        if not parts:
+            problem = f"has no usable member: .{', .'.join(refused)} could run code and is never read"
+        samples.append(TarSample(key, parts, problem))
+    return samples
+
+
+def sample_id(shard: str, key: str) -> int:
+    """A 63-bit number for a sample, the same wherever its shard lies."""
+    name = f"{shard}/{key}".encode("utf-8", "backslashreplace")
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") >> 1
+
+
+def read(file: int, sample: TarSample, shard: str) -> Sample:
+    """Read the bytes of one sample from an open file descriptor.
+
+    Args:
+        file: descriptor of the shard; its own position is neither used nor moved, so processes may share it.
+        sample: an entry of the shard's :func:`scan`.
+        shard: the shard's file name.
+
+    Raises:
+        DataError: the file is shorter than it was when it was scanned.
+    """
+    members = {}
+    for extension, (offset, size) in sample.members.items():
+        data = os.pread(file, size, offset)
+        while len(data) < size:  # one call reads at most 2 GiB
+            more = os.pread(file, size - len(data), offset + len(data))
+            if not more:
+                raise DataError(f"{shard}: ended inside {sample.key}.{extension}; was it replaced while it was read?")
+            data += more
+        members[extension] = data
+    return Sample(key=sample.key, shard=shard, id=sample_id(shard, sample.key), members=members)

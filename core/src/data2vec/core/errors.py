@@ -1,0 +1,34 @@
+"""The exceptions a user can meet: each says what was wrong (the key or file and its value) and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Data2VecError(Exception):
+    """Base of every error that a user can cause and mend; commands print it without a traceback."""
+
+
+class ConfigError(Data2VecError):
+    """One or more settings are wrong; all of them are listed."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = list(problems)
+        heading = "1 setting is wrong:" if len(self.problems) == 1 else f"{len(self.problems)} settings are wrong:"
+        super().__init__("\n".join([heading, *(f"  - {problem}" for problem in self.problems)]))
+
+
+class DataError(Data2VecError):
+    """A shard, an index or a list of shards cannot be used."""
+
+
+class SampleError(Data2VecError):
+    """One sample cannot be used; the pipeline skips it, counts it and names it in the log."""
+
+
+class CheckpointError(Data2VecError):
+    """A checkpoint cannot be written, read, or does not belong to this configuration."""
+
+
+class TrainingError(Data2VecError):
+    """Training stopped: non-finite loss, collapse, or data that ran dry."""

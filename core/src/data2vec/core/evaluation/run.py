@@ -1,0 +1,112 @@
+"""Evaluation of a model: its teacher and student beside a random encoder of the same shape and the raw input."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data2vec.core.batch import Batch
+from data2vec.core.config import Experiment
+from data2vec.core.data.pipeline import EvaluationData, TrainData
+from data2vec.core.evaluation.features import Features, extract_all
+from data2vec.core.evaluation.probe import EvaluationResult, evaluate
+from data2vec.core.model.data2vec import Data2Vec
+
+TEACHER, STUDENT, RANDOM = "teacher", "student", "random encoder"
+_RANDOM_SEED = 1_000_003  # apart from any run's, so that the random encoder is not this run's starting point
+
+Encode = Callable[[Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The table, and the test samples' features it was made from, by encoder."""
+
+    table: EvaluationResult
+    test: Mapping[str, Features]
+
+
+def encoders(experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> dict[str, Encode]:
+    """Functions from a batch of modality ``name`` to mean-pooled features (B, F), by row of the table."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED + experiment.train.seed)
+        untrained = Data2Vec.build(experiment).to(device).eval()
+    modality, layers = experiment.modalities[name], experiment.evaluation.layers
+
+    def of(encoder: Data2Vec, which: str) -> Encode:
+        return lambda batch: encoder.features(batch, layers=layers, of=which).mean()
+
+    return {
+        TEACHER: of(model, "teacher"),
+        STUDENT: of(model, "student"),
+        RANDOM: of(untrained, "teacher"),
+        modality.raw_name: modality.raw_features,
+    }
+
+
+def evaluate_model(
+    experiment: Experiment,
+    model: Data2Vec,
+    device: torch.device,
+    name: str,
+    train: TrainData,
+    test: EvaluationData,
+    progress: Callable[[str], None] | None = None,
+) -> Evaluated:
+    """All tasks of ``evaluation.tasks`` for one modality.
+
+    Args:
+        experiment: settings; ``evaluation`` chooses tasks, layers and how many samples.
+        model: on ``device``.
+        device: where features and probes are computed.
+        name: the modality.
+        train: samples that probes are fitted on, read without augmentation.
+        test: samples they are judged by.
+        progress: called with a short line before each step.
+
+    Raises:
+        DataError: no usable samples.
+    """
+    functions = encoders(experiment, model, device, name)
+    seen = features(experiment, functions, device, train.for_evaluation())
+    judged = features(experiment, functions, device, test)
+    table = evaluate(seen, judged, experiment.evaluation, progress, seed=experiment.train.seed, device=device)
+    return Evaluated(table, judged)
+
+
+def features(
+    experiment: Experiment, functions: Mapping[str, Encode], device: torch.device, data: EvaluationData
+) -> dict[str, Features]:
+    """Features of every encoder in one pass over the data."""
+    config = experiment.evaluation
+    batches = data.evaluation_batches(config.batch, config.max_samples, pin_memory=device.type == "cuda")
+    return extract_all(functions, batches, max_samples=config.max_samples, device=device)
+
+
+def quick_evaluation(
+    experiment: Experiment,
+    model: Data2Vec,
+    device: torch.device,
+    train: Mapping[str, TrainData],
+    test: Mapping[str, EvaluationData],
+) -> dict[str, float]:
+    """The teacher's and student's scores for the learning curve: ``teacher_knn``, ``student_linear`` and so on."""
+    scores: dict[str, float] = {}
+    for name in experiment.modalities:
+        functions = encoders(experiment, model, device, name)
+        functions = {row: functions[row] for row in (TEACHER, STUDENT)}
+        seen = features(experiment, functions, device, train[name].for_evaluation())
+        judged = features(experiment, functions, device, test[name])
+        table = evaluate(seen, judged, experiment.evaluation, seed=experiment.train.seed, device=device)
+        prefix = "" if len(experiment.modalities) == 1 else f"{name}_"
+        for row in table.rows:
+            values = dataclasses.asdict(row)
+            for task in ("knn", "linear", "rank"):
+                if values[task] is not None:
+                    scores[f"{prefix}{row.name}_{task}"] = values[task]
+    model.train()
+    return scores

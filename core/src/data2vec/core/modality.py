@@ -1,0 +1,156 @@
+"""What a modality supplies to core: the one interface between them.
+
+A modality package defines a frozen dataclass that derives from :class:`Modality`, holds its settings, and builds
+its parts. Core never asks which modality it holds.
+"""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+
+from data2vec.core.config import PredictorConfig, TransformerConfig
+from data2vec.core.batch import Batch, Example, Sample, stack
+from data2vec.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from data2vec.core.model.encoder import Frontend
+
+
+class Masker(Protocol):
+    """Makes M masks for each sample; a pure function of its arguments, the same on every rank and after a resume."""
+
+    def __call__(
+        self, ids: Tensor, shape: tuple[int, ...], *, seed: int, update: int, lengths: Tensor | None = None
+    ) -> Tensor:
+        """Boolean (B, M, T), true where hidden.
+
+        Args:
+            ids: (B,) int64 sample numbers; with ``seed`` and ``update`` they alone decide a sample's masks.
+            shape: the grid of positions, (T,) or (H, W); T is their product.
+            lengths: (B,) valid positions of each sample where padded, else None.
+        """
+
+
+class Decoder(Protocol):
+    """Turns a raw sample into what the extractor reads. Runs in loader workers, so it must be picklable."""
+
+    def __call__(self, sample: Sample, seed: int) -> Example:
+        """Decode (and, for training, augment); every random choice derives from ``seed``.
+
+        Raises:
+            SampleError: the sample cannot be used; the pipeline skips and counts it.
+        """
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section of the report: a heading, a sentence on how to read it, and self-contained HTML."""
+
+    title: str
+    caption: str
+    html: str
+
+
+@dataclass(frozen=True)
+class Illustrations:
+    """What a modality draws its panels from: a few evaluation samples as the trained model sees them.
+
+    ``batch``: B samples. ``mask``: (B, M, T) as in training. ``features``: (B, T, D) of the teacher, mean of the
+    top K layers. ``shape``: the grid of the T positions.
+    """
+
+    batch: Batch
+    mask: Tensor
+    features: Tensor
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Modality(ABC):
+    """Settings and parts of one modality. Subclasses set ``name`` and add their fields."""
+
+    name: ClassVar[str]
+    extensions: ClassVar[tuple[str, ...]]  # shard members that hold the input, lower case
+
+    _registry: ClassVar[dict[str, type[Modality]]] = {}
+
+    def __init_subclass__(cls, **kwargs: object) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in cls.__dict__:
+            Modality._registry[cls.name] = cls
+
+    @staticmethod
+    def by_name(name: str) -> type[Modality]:
+        """The class of a modality, from the package ``data2vec.NAME`` unless it is already imported.
+
+        Raises:
+            ConfigError: no such modality is installed.
+        """
+        if name not in Modality._registry and name.isidentifier():
+            try:
+                importlib.import_module(f"data2vec.{name}")
+            except ModuleNotFoundError as error:
+                if error.name != f"data2vec.{name}":
+                    raise
+        if name not in Modality._registry:
+            raise ConfigError([f"{name}: no such modality is installed (no package data2vec.{name} defines it)"])
+        return Modality._registry[name]
+
+    @property
+    @abstractmethod
+    def predictor_config(self) -> PredictorConfig:
+        """The head that predicts this modality's targets."""
+
+    @property
+    @abstractmethod
+    def uses_mask_token(self) -> bool:
+        """Whether masked positions are replaced by a learned vector (1.0); false where the input itself is masked."""
+
+    @property
+    def has_cls_token(self) -> bool:
+        """Whether a prefix token stands for the whole sample, which ``loss.cls_weight`` needs."""
+        return False
+
+    def problems(self, transformer: TransformerConfig) -> list[str]:
+        """Every setting that is wrong, one line each: ``vision.image_size=30: ...``."""
+        return []
+
+    @abstractmethod
+    def build_frontend(self, transformer: TransformerConfig) -> Frontend:
+        """Extractor, positions, prefix tokens, attention bias and modality blocks."""
+
+    @abstractmethod
+    def build_masker(self) -> Masker: ...
+
+    @abstractmethod
+    def build_decoder(self, *, train: bool) -> Decoder:
+        """With augmentation for training, without for evaluation."""
+
+    def collate(self, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:
+        """A batch of decoded samples; the default stacks equally shaped inputs."""
+        return stack(self.name, samples, examples)
+
+    def write_sample_shards(self, folder: Path) -> None:
+        """Write the sample data as shards ``train-*.tar`` and ``validation-*.tar`` with an index each.
+
+        Raises:
+            DataError: no sample data is installed.
+        """
+        raise ConfigError([f"data.train: {self.name} has no sample data; name shards"])
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        """(B, F) the plainest representation of the input, which probes compare with (raw pixels, pooled spectra)."""
+        return batch.inputs.flatten(1).float()
+
+    raw_name: ClassVar[str] = "raw input"
+
+    def panels(self, drawn: Illustrations) -> list[Panel]:
+        """This modality's sections of the report."""
+        return []

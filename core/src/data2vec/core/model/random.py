@@ -1,0 +1,54 @@
+"""Random numbers that are a pure function of what they are for.
+
+A mask must not depend on the rank, the loader worker, the other samples of the batch, or on whether the run was
+resumed, so it cannot come from a generator with a state. Each number here is a hash of its coordinates
+(seed, update, sample, index): SplitMix64 (Steele, Lea and Flood 2014), which passes BigCrush, applied to a counter.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
+_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
+_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    return (x >> bits) & ((1 << (64 - bits)) - 1)  # torch shifts signed numbers arithmetically
+
+
+def mix(x: Tensor) -> Tensor:
+    """The SplitMix64 finaliser: int64 to int64, a bijection that scatters every bit."""
+    x = (x ^ _shift_right(x, 30)) * _MIX1
+    x = (x ^ _shift_right(x, 27)) * _MIX2
+    return x ^ _shift_right(x, 31)
+
+
+def _signed(number: int) -> int:
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+def sample_keys(ids: Tensor, *, seed: int, update: int, stream: int = 0) -> Tensor:
+    """(B,) int64: one key per sample for this seed, update and stream (use another stream for other choices)."""
+    key = mix(ids + _GOLDEN)
+    for number in (seed, update, stream):
+        key = mix((key ^ _signed(number * 0xD1342543DE82EF95 + 1)) + _GOLDEN)
+    return key
+
+
+def uniform(keys: Tensor, count: int) -> Tensor:
+    """(..., count) float64 in [0, 1): ``count`` independent numbers for each key, from its 53 highest bits."""
+    counter = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _GOLDEN
+    bits = mix(keys.unsqueeze(-1) + counter)
+    return _shift_right(bits, 11).double() * 2.0**-53
+
+
+def derive(*numbers: int) -> int:
+    """A 63-bit seed from several numbers, for generators that take one (data order, augmentation)."""
+    key = torch.zeros((), dtype=torch.int64)
+    for number in numbers:
+        key = mix((key ^ _signed(number * 0xD1342543DE82EF95 + 1)) + _GOLDEN)
+    return int(key) & (2**63 - 1)

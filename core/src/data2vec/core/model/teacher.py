@@ -1,0 +1,111 @@
+"""The teacher: an exponential moving average of the student (paper 1, section 3.2).
+
+Its parameters are the fp32 master copy; a mixed-precision forward pass casts them as it does the student's, so no
+second copy has to be kept in step. What it shares with the student is referenced, not copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from data2vec.core.config import TeacherConfig, TeacherShares
+from data2vec.core.model.encoder import Encoded, Encoder
+
+
+def decay(config: TeacherConfig, update: int) -> float:
+    """tau after ``update`` updates: linear from ``decay_start`` to ``decay_end``, then constant."""
+    if update >= config.decay_updates:
+        return config.decay_end
+    return config.decay_start + (config.decay_end - config.decay_start) * update / config.decay_updates
+
+
+class Teacher(nn.Module):
+    """A frozen copy of the student's encoder that follows it slowly.
+
+    Args:
+        student: the encoder to follow. Its shared parts become parts of the teacher as they are.
+        config: decay and what is shared.
+    """
+
+    def __init__(self, student: Encoder, config: TeacherConfig) -> None:
+        super().__init__()
+        self.config = config
+        shared = self._shared_parts(student, config.shares)
+        self.encoder: Encoder = copy.deepcopy(student, {id(part): part for part in shared})
+        self._shared = {id(module) for part in shared if isinstance(part, nn.Module) for module in part.modules()}
+        theirs = dict(student.named_parameters())
+        self._names = [name for name, value in self.encoder.named_parameters() if value is not theirs[name]]
+        own = dict(self.encoder.named_parameters())
+        for name in self._names:
+            own[name].requires_grad_(False)
+        self.train(False)
+
+    @staticmethod
+    def _shared_parts(student: Encoder, shares: TeacherShares) -> list[Any]:
+        parts: list[Any] = []
+        for name in student.frontends:
+            frontend = student.frontend(name)
+            if shares is not TeacherShares.NOTHING:
+                parts.append(frontend.extractor)
+            if shares is TeacherShares.FRONTEND:
+                parts += [frontend.positions, frontend.prefix, frontend.input_norm, frontend.blocks]
+        return [part for part in parts if part is not None]
+
+    def train(self, mode: bool = True) -> Self:
+        """The teacher never trains: its own modules stay in evaluation mode, shared ones follow the student."""
+        for module in self.modules():
+            if id(module) not in self._shared:
+                module.training = False
+        return self
+
+    def averaged(self, student: Encoder) -> list[tuple[str, Tensor, Tensor]]:
+        """(name, teacher's, student's) of every parameter that is averaged."""
+        own, theirs = dict(self.encoder.named_parameters()), dict(student.named_parameters())
+        return [(name, own[name], theirs[name]) for name in self._names]
+
+    def _buffers_of(self, student: Encoder) -> list[tuple[Tensor, Tensor]]:
+        """(teacher's, student's) of every buffer that is not shared: constants follow the student as they are."""
+        theirs = dict(student.named_buffers())
+        return [(value, theirs[name]) for name, value in self.encoder.named_buffers() if value is not theirs[name]]
+
+    @torch.no_grad()
+    def update(self, student: Encoder, update: int) -> float:
+        """Delta <- tau Delta + (1 - tau) theta in one multi-tensor operation; returns tau."""
+        tau = decay(self.config, update)
+        pairs = self.averaged(student)
+        copied = self._buffers_of(student)
+        if copied:
+            torch._foreach_copy_([mine for mine, _ in copied], [theirs for _, theirs in copied])
+        torch._foreach_lerp_([mine for _, mine, _ in pairs], [theirs.detach() for _, _, theirs in pairs], 1.0 - tau)
+        return tau
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Shared modules in evaluation mode while the teacher uses them, then as they were."""
+        shared = [module for module in self.encoder.modules() if id(module) in self._shared and module.training]
+        for module in shared:
+            module.training = False
+        try:
+            yield
+        finally:
+            for module in shared:
+                module.training = True
+
+    @torch.no_grad()
+    def forward(self, modality: str, x: Tensor, shape: tuple[int, ...], **arguments: Any) -> Encoded:
+        """As :class:`Encoder`, without gradient and in evaluation mode."""
+        with self._evaluating():
+            encoded: Encoded = self.encoder(modality, x, shape, **arguments)
+        return encoded
+
+    @torch.no_grad()
+    def extract(self, modality: str, inputs: Tensor, lengths: Tensor | None) -> Any:
+        """The features of the unmasked input (:class:`data2vec.core.model.encoder.Tokens`)."""
+        with self._evaluating():
+            return self.encoder.frontend(modality).extractor(inputs, lengths)

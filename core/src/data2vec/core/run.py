@@ -1,0 +1,298 @@
+"""The main function of an experiment file: settings, data, training, evaluation, report."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+
+import torch
+from rich.console import Console
+
+from data2vec.core.config import Experiment
+from data2vec.core.data.pipeline import EvaluationData, TrainData
+from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError
+from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
+from data2vec.core.loading import CONFIGURATION
+from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_yaml, validate
+from data2vec.core.training import checkpoint
+from data2vec.core.training.display import ConsoleDisplay
+from data2vec.core.training.engine import TorchEngine
+from data2vec.core.training.run_report import write_run_report
+from data2vec.core.training.trainer import Ending, Trainer
+
+_HELD_OUT = 0.1  # of the training samples, where no validation shards are named
+# Settings that do not change what is computed: a run may be continued with other values of these.
+_FREE = (
+    "train.folder", "train.resume", "train.max_minutes", "train.log_every", "train.checkpoint_every",
+    "train.checkpoint_minutes", "train.keep", "train.device", "train.compile", "train.micro_batch",
+    "train.activation_checkpointing", "train.min_", "train.collapse_after", "data.", "evaluation.",
+)  # fmt: skip
+_EXIT_INTERRUPTED = 130
+
+
+class Interruption:
+    """Turns the first Ctrl-C or SIGTERM into a request to stop, the second into an immediate exit."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.requested = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            os._exit(_EXIT_INTERRUPTED)
+        self.requested = True
+        self.console.print("\nstopping after this update and saving; once more to exit at once", highlight=False)
+
+
+def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
+    """Run an experiment from the command line; exits with 0, 2 (a user's error) or 130 (interrupted).
+
+    Args:
+        experiment: the published recipe, for ``data.train=...``.
+        sample: what runs when no data is given: the same code, a small model and the sample data.
+        argv: the arguments; None for the command line's.
+    """
+    console = Console(highlight=False)
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("data2vec").setLevel(logging.INFO)
+    arguments = _parser(experiment, sample).parse_args(argv)
+    try:
+        chosen, is_sample = _choose(experiment, sample, arguments)
+        if arguments.print_config:
+            print(to_yaml(chosen), end="")
+            return
+        code = _run(chosen, is_sample, console)
+    except Data2VecError as error:
+        console.print()
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] ", end="")
+        print(error, file=sys.stderr)
+        code = 2
+    sys.exit(code)
+
+
+def _parser(experiment: Experiment, sample: Experiment | None) -> argparse.ArgumentParser:
+    document = getattr(sys.modules.get("__main__"), "__doc__", None) or f"Pretrain {experiment.name}."
+    parser = argparse.ArgumentParser(
+        description=document,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="common settings:\n"
+        "  data.train='shards/train-{0000..0999}.tar'   shards to train on; without it the sample variant runs\n"
+        "  data.validation=...      labelled shards for the probes (default: a tenth of the training data)\n"
+        "  train.updates=N  train.batch=N  train.micro_batch=N  train.folder=FOLDER  train.max_minutes=M\n"
+        "  optim.lr=R  train.seed=S  train.device=cpu|cuda  train.resume=auto|never|CHECKPOINT\n"
+        "--print-config lists every setting with its value. The same command continues an interrupted run.",
+    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="change a setting")
+    parser.add_argument("--print-config", action="store_true", help="print every setting as YAML and exit")
+    if sample is not None:
+        parser.add_argument(
+            "--sample",
+            action="store_true",
+            help="the sample variant (default when no data.train is given; use it with --print-config)",
+        )
+    return parser
+
+
+def _choose(
+    experiment: Experiment, sample: Experiment | None, arguments: argparse.Namespace
+) -> tuple[Experiment, bool]:
+    """The validated experiment that the arguments ask for, and whether it is the sample variant."""
+    published = None
+    wants_sample = getattr(arguments, "sample", False)
+    if not wants_sample:
+        published = apply_overrides(experiment, arguments.overrides)
+        if published.data.train is not None or arguments.print_config or sample is None:
+            if published.data.train is None and not arguments.print_config:
+                raise ConfigError(["data.train: not set; name the shards to train on"])
+            validate(published)
+            return published, False
+    assert sample is not None
+    chosen = apply_overrides(sample, arguments.overrides)
+    validate(chosen)
+    return chosen, True
+
+
+def run_folder(experiment: Experiment) -> Path:
+    return Path(experiment.train.folder or Path("runs") / experiment.name)
+
+
+def _run(experiment: Experiment, is_sample: bool, console: Console) -> int:
+    started = time.monotonic()
+    script = Path(sys.argv[0]).name
+    if is_sample:
+        console.print(
+            f"[bold]This is the sample variant of {script}[/] (a small model on sample data). "
+            f"The published recipe: uv run experiments/{script} data.train='SHARDS/train-{{0000..0999}}.tar'"
+        )
+    folder = run_folder(experiment)
+    saved = _find_checkpoint(experiment, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    interruption = Interruption(console)
+    if is_sample and experiment.data.train is None:
+        experiment = _with_sample_data(experiment, folder / "data", console)
+    train, validation = open_data(experiment, folder / "cache")
+    torch.manual_seed(experiment.train.seed)
+    engine = TorchEngine(Data2Vec.build(experiment), experiment)
+    configuration = to_yaml(experiment)
+    with ConsoleDisplay(console, done=0) as display:
+        trainer = Trainer(
+            experiment,
+            engine,
+            train,
+            folder,
+            configuration={"yaml": configuration},
+            display=display,
+            evaluate=_during_training(experiment, engine, train, validation),
+            stop_requested=lambda: interruption.requested,
+        )
+        if saved is not None:
+            trainer.restore(saved)
+            console.print(f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}")
+        else:
+            console.print(_summary(experiment, engine, train, folder))
+        (folder / CONFIGURATION).write_text(configuration)
+        finished = saved is not None and trainer.progress.update >= experiment.train.updates
+        ending = Ending.FINISHED if finished else trainer.run()
+    if ending is not Ending.FINISHED:
+        reached = f"stopped ({ending}) at update {trainer.progress.update} of {experiment.train.updates}"
+        console.print(f"{reached}; saved in {folder}. The same command continues.", soft_wrap=True)
+        return _EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
+    _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
+    console.print(f"total time {time.monotonic() - started:.0f} s; run folder: {folder}")
+    return 0
+
+
+def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Checkpoint | None:
+    """What the run continues from, checked against the settings before anything is touched.
+
+    Raises:
+        CheckpointError: it belongs to another configuration, or the folder must be empty and is not.
+    """
+    resume = experiment.train.resume
+    if resume == "never":
+        if (folder / "checkpoints").exists():
+            raise CheckpointError(
+                f"train.resume=never: {folder} already holds a run; remove it or choose another train.folder"
+            )
+        return None
+    place = checkpoint.latest(folder / "checkpoints") if resume == "auto" else Path(resume)
+    if place is None:
+        return None
+    saved = checkpoint.load(place)
+    recorded = saved.state.get("configuration", {}).get("yaml")
+    if not isinstance(recorded, str):
+        raise CheckpointError(f"{place}: records no configuration; choose another checkpoint")
+    changed = [
+        f"{key}: {old} there, {new} now"
+        for key, old, new in differences(from_yaml(recorded), experiment)
+        if not key.startswith(_FREE) and key != "name"
+    ]
+    if changed:
+        more = f" (and {len(changed) - 8} more)" if len(changed) > 8 else ""
+        raise CheckpointError(
+            f"{place} was made with another configuration: {'; '.join(changed[:8])}{more}. "
+            "Use its settings to continue it, or another train.folder to start a new run"
+        )
+    return saved
+
+
+def _with_sample_data(experiment: Experiment, folder: Path, console: Console) -> Experiment:
+    """The experiment with sample shards, written unless they are there."""
+    (name, modality), *others = experiment.modalities.items()
+    if others:
+        raise ConfigError(["data.train: the sample variant has one modality; name shards for several"])
+    place = folder / name
+    if not (place / "index.json").is_file():
+        console.print(f"writing sample shards to {place}")
+        modality.write_sample_shards(place)
+    return experiment.replace(data={"train": str(place / "train-*.tar"), "validation": str(place / "validation-*.tar")})
+
+
+def shard_specs(text: str, modalities: Sequence[str], key: str) -> dict[str, str]:
+    """Shards of each modality: one specification, or with several modalities ``NAME=SPEC NAME=SPEC``.
+
+    Raises:
+        ConfigError: a modality has no shards.
+    """
+    if len(modalities) == 1:
+        return {modalities[0]: text}
+    pairs = dict(part.partition("=")[::2] for part in text.split())
+    if set(pairs) != set(modalities):
+        form = " ".join(f"{name}=SHARDS" for name in modalities)
+        raise ConfigError([f"{key}={text!r}: this experiment has several modalities; write {key}='{form}'"])
+    return pairs
+
+
+def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData], dict[str, EvaluationData]]:
+    """Training and evaluation data of each modality.
+
+    Raises:
+        DataError: shards are missing or broken.
+    """
+    data, names = experiment.data, list(experiment.modalities)
+    assert data.train is not None
+    train, validation = {}, {}
+    named = shard_specs(data.validation, names, "data.validation") if data.validation else {}
+    for name, spec in shard_specs(data.train, names, "data.train").items():
+        modality = experiment.modalities[name]
+        seed = experiment.train.seed
+        opened = TrainData.open(spec, modality, data=data, seed=seed, cache=cache)
+        if name in named:
+            validation[name] = EvaluationData.open(named[name], modality, data=data, seed=seed, cache=cache)
+        else:
+            opened, validation[name] = opened.hold_out(_HELD_OUT)
+        train[name] = opened
+    return train, validation
+
+
+def _during_training(
+    experiment: Experiment,
+    engine: TorchEngine,
+    train: Mapping[str, TrainData],
+    validation: Mapping[str, EvaluationData],
+) -> Callable[[], dict[str, float]] | None:
+    if experiment.evaluation.every is None:
+        return None
+    return lambda: quick_evaluation(experiment, engine.model, engine.device, train, validation)
+
+
+def _summary(experiment: Experiment, engine: TorchEngine, train: Mapping[str, TrainData], folder: Path) -> str:
+    parameters = sum(p.numel() for p in engine.model.student.parameters()) / 1e6
+    samples = ", ".join(f"{data.total:,} {name} samples" for name, data in train.items())
+    precision = "bf16" if engine.bf16 else "fp32"
+    return (
+        f"{experiment.name}: {parameters:.1f} M parameters, {samples}, {experiment.train.updates} updates of "
+        f"{experiment.train.batch} on {engine.device} ({precision}{', compiled' if engine.compiled else ''}) in {folder}"
+    )
+
+
+def _evaluate_and_report(
+    experiment: Experiment,
+    engine: TorchEngine,
+    train: Mapping[str, TrainData],
+    validation: Mapping[str, EvaluationData],
+    trainer: Trainer,
+    folder: Path,
+    console: Console,
+) -> None:
+    for name in experiment.modalities:
+        console.print(f"evaluating {name} on frozen features")
+        result = evaluate_model(experiment, engine.model, engine.device, name, train[name], validation[name])
+        console.print(result.table.to_rich())
+        report = folder / ("report.html" if len(experiment.modalities) == 1 else f"report-{name}.html")
+        write_run_report(
+            report, experiment, engine.model, engine.device, name, validation[name], result,
+            masker=trainer.maskers[name],
+            update=trainer.progress.update, seconds=trainer.progress.seconds, folder=folder,
+        )  # fmt: skip
+        console.print(f"[bold]report: {report}[/] (open it in a browser)", soft_wrap=True)

@@ -1,0 +1,59 @@
+"""Progress for a person: a live bar in a terminal, a line now and then anywhere else."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class ConsoleDisplay:
+    """Shows the newest metrics line while training runs."""
+
+    def __init__(self, console: Console, *, done: int = 0) -> None:
+        self.console = console
+        self._done = done
+        self._last = 0.0
+        self._bar: Progress | None = None
+        self._task = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("training"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(),
+                console=console,
+            )
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def update(self, line: Mapping[str, float], updates: int) -> None:
+        """Show a line of metrics."""
+        values = (
+            f"loss {line['loss']:.3f}  targets {line['target_spread']:.2f}  predictions {line['prediction_spread']:.2f}"
+            f"  {line['samples_per_second']:.0f} samples/s"
+        )
+        update = int(line["update"])
+        if self._bar is not None:
+            if self._task is None:
+                self._task = self._bar.add_task("", total=updates, completed=self._done, values="")
+            self._bar.update(self._task, completed=update, values=values)
+        elif time.monotonic() - self._last >= _SECONDS_BETWEEN_LINES or update == updates:
+            self._last = time.monotonic()
+            self.console.print(f"update {update}/{updates}  {values}", highlight=False, soft_wrap=True)

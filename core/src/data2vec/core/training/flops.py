@@ -1,0 +1,43 @@
+"""How much arithmetic a training step is, and how much of it the device can do."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from data2vec.core.batch import Batch
+from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.model.mask import Mask
+
+
+def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
+    """Floating-point operations of forward and backward on this batch, teacher included, a multiply-add being two.
+
+    Counts matrix products, convolutions and attention, as is usual for MFU. Runs the step once, before any
+    compilation, and leaves gradients, parameters and random states as they were.
+    """
+    gradients = {id(p): p.grad for p in model.parameters()}
+    devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), FlopCounterMode(display=False) as counter:
+        model(batch, mask).loss.backward()
+    for parameter in model.parameters():
+        parameter.grad = gradients[id(parameter)]
+    return int(counter.get_total_flops())
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations a second of a large matrix product: the practical limit that MFU compares with."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(5):
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.perf_counter()
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2.0 * size**3 / best

@@ -1,0 +1,178 @@
+"""Metrics of a run, where they go, and the checks that stop a run that has stopped learning.
+
+Values stay on the device until a log line is due, so that a GPU is not waited for at every update; the checks then
+see every update and name the component that failed first.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from data2vec.core.config import TrainConfig
+from data2vec.core.errors import TrainingError
+
+_ADVICE = {
+    "extractor": "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)",
+    "teacher": "raise teacher.decay_start and teacher.decay_end, lower optim.lr, or raise optim.warmup",
+    "prediction": "lower optim.lr, raise optim.warmup, or mask less in longer or larger pieces",
+    "loss": "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)",
+}
+_COMPONENTS = {  # in the order in which data flows: the first that fails is the cause
+    "extractor_spread": "extractor",
+    "target_spread": "teacher",
+    "prediction_spread": "prediction",
+    "loss": "loss",
+}
+
+
+class HealthCheck:
+    """Decides from every update's values whether the run still learns.
+
+    A spread counts as collapsed when it stays below its threshold for ``collapse_after`` updates. Predictions start
+    without any spread, so they are judged once they have been healthy, or after warm-up.
+    """
+
+    def __init__(self, config: TrainConfig, warmup: int) -> None:
+        self.config = config
+        self.warmup = warmup
+        self._low_since: dict[str, int] = {}
+        self._was_healthy: set[str] = set()
+
+    def check(self, update: int, values: Mapping[str, float]) -> None:
+        """Look at one update.
+
+        Args:
+            update: its number.
+            values: ``loss``, ``extractor_spread``, ``target_spread`` and ``prediction_spread``.
+
+        Raises:
+            TrainingError: a value is not finite, or targets or predictions have collapsed.
+        """
+        for key, component in _COMPONENTS.items():
+            if key in values and not math.isfinite(values[key]):
+                what = "the loss" if component == "loss" else f"the {component}'s output"
+                raise TrainingError(
+                    f"update {update}: {what} is not finite ({key} is {values[key]}; the first to fail was the "
+                    f"{component}). Try: {_ADVICE[component]}"
+                )
+        thresholds = {
+            "target_spread": self.config.min_target_spread,
+            "prediction_spread": self.config.min_prediction_spread,
+        }
+        for key, threshold in thresholds.items():
+            if key not in values:
+                continue
+            if values[key] >= threshold:
+                self._was_healthy.add(key)
+                self._low_since.pop(key, None)
+                continue
+            if key == "prediction_spread" and key not in self._was_healthy and update < self.warmup:
+                continue
+            since = self._low_since.setdefault(key, update)
+            if update - since + 1 >= self.config.collapse_after:
+                component = _COMPONENTS[key]
+                what = "targets" if component == "teacher" else "predictions"
+                raise TrainingError(
+                    f"update {update}: the {what} have collapsed ({key} is {values[key]:.2g}, below "
+                    f"{threshold:g} since update {since}; the first to fail was the {component}). "
+                    f"Try: {_ADVICE[component]}"
+                )
+
+    def state(self) -> dict[str, Any]:
+        return {"low_since": self._low_since, "was_healthy": sorted(self._was_healthy)}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._low_since = {str(key): int(value) for key, value in state["low_since"].items()}
+        self._was_healthy = set(state["was_healthy"])
+
+
+class Monitor:
+    """Collects what updates report and writes ``metrics.jsonl`` and TensorBoard files into the run's folder."""
+
+    def __init__(self, folder: Path, health: HealthCheck, *, start_update: int = 0) -> None:
+        """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are from a run that was cut off: drop them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "metrics.jsonl"
+        self.health = health
+        history = [line for line in read_metrics(self.path) if line.get("update", 0) <= start_update]
+        temporary = self.path.with_suffix(".writing")
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
+        temporary.replace(self.path)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)  # type: ignore[no-untyped-call]
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._samples = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def add(self, update: int, values: Mapping[str, Tensor], *, samples: int, waited: float) -> None:
+        """Remember one update: scalars on the device, samples it saw, seconds it waited for data."""
+        self._pending.append((update, {key: value.detach() for key, value in values.items()}))
+        self._samples += samples
+        self._waited += waited
+
+    def flush(self, **known: float) -> dict[str, float]:
+        """Check every update since the last call, write the means of their values and ``known``, return that line.
+
+        Raises:
+            TrainingError: see :class:`HealthCheck`.
+        """
+        updates = [update for update, _ in self._pending]
+        keys = list(self._pending[-1][1])
+        stacked = torch.stack([torch.stack([values[key].float() for key in keys]) for _, values in self._pending])
+        rows = stacked.cpu().tolist()  # waits for the device
+        self._pending.clear()
+        for update, row in zip(updates, rows, strict=True):
+            self.health.check(update, dict(zip(keys, row, strict=True)))
+        seconds = max(time.perf_counter() - self._since, 1e-9)
+        line = {
+            "update": updates[-1],
+            **{key: sum(c) / len(c) for key, c in zip(keys, zip(*rows, strict=True), strict=True)},
+        }
+        line |= {"samples_per_second": self._samples / seconds, "data_wait": self._waited / seconds, **known}
+        if "flops_per_sample" in line:
+            line["tflops"] = line.pop("flops_per_sample") * line["samples_per_second"] / 1e12
+            line["mfu"] = line["tflops"] * 1e12 / line.pop("peak_flops")
+        self._samples, self._waited, self._since = 0, 0.0, time.perf_counter()
+        self.write(line)
+        return line
+
+    def write(self, line: Mapping[str, float]) -> None:
+        """Write one line of values as it is; ``update`` is its step."""
+        self._file.write(json.dumps(dict(line)) + "\n")
+        self._file.flush()
+        for key, value in line.items():
+            if key != "update":
+                self._board.add_scalar(key, value, int(line["update"]))  # type: ignore[no-untyped-call]
+
+    def pause(self) -> None:
+        """Call after work that is no training (evaluation, saving), so that it does not count as slow training."""
+        self._since = time.perf_counter()
+
+    def close(self) -> None:
+        self._file.close()
+        self._board.close()  # type: ignore[no-untyped-call]
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a ``metrics.jsonl``; a last line that was cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict) and isinstance(line.get("update"), int):
+            lines.append(line)
+    return lines

@@ -1,0 +1,167 @@
+"""From the bytes of a shard to normalised image tensors, with the recipes' augmentation."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+from data2vec.core.batch import Example, Sample
+from data2vec.core.errors import SampleError
+
+EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+_FORMATS = ("JPEG", "PNG", "WEBP")  # no other of PIL's decoders ever runs
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What happens to a training image, in this order; data2vec 1.0's augmentation follows BEiT's.
+
+    ``crop_scale``: smallest and largest share of the image that a random crop keeps before it is resized (aspect 3/4
+    to 4/3, bicubic); null: the whole image is resized and its centre taken. ``translate``: a shift of up to so many
+    pixels both ways, filled with black, for small drawings that a crop would cut. ``flip``: chance of a horizontal
+    flip. ``colour_jitter``: strength for brightness, contrast and saturation (2.0: 0).
+    """
+
+    crop_scale: tuple[float, float] | None = (0.08, 1.0)
+    translate: int = 0
+    flip: float = 0.5
+    colour_jitter: float = 0.4
+
+
+@dataclass(frozen=True)
+class ImageDecoder:
+    """Decodes the first image of a sample: a pure function of the sample and the seed.
+
+    Args:
+        size: side of the square image in pixels.
+        channels: 3 (RGB) or 1 (grey).
+        mean: of each channel in [0, 1], taken off.
+        std: of each channel in [0, 1], divided by.
+        augment: for training; None for evaluation.
+        crop: evaluation scales the shorter side to ``size / crop`` and takes the centre.
+    """
+
+    size: int
+    channels: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augment: AugmentConfig | None = None
+    crop: float = 0.875
+
+    def __call__(self, sample: Sample, seed: int) -> Example:
+        """``inputs``: (C, size, size) float32. ``label``: from the member ``cls``, a number in ASCII digits.
+
+        Raises:
+            SampleError: no image, an image that cannot be decoded or is too large, or a label that is no number.
+        """
+        label = decode_label(sample)
+        image = self._augmented(decode_image(sample, self.channels), seed)
+        return Example(self._normalised(image), label)
+
+    @cached_property
+    def _steps(self) -> list[v2.Transform]:
+        """The random steps that are switched on."""
+        augment = self.augment
+        if augment is None:
+            return []
+        steps: list[v2.Transform] = []
+        if augment.crop_scale is not None:
+            bicubic = InterpolationMode.BICUBIC
+            steps.append(v2.RandomResizedCrop(self.size, scale=augment.crop_scale, interpolation=bicubic))
+        if augment.translate:
+            steps.append(v2.RandomCrop(self.size, padding=augment.translate))
+        if augment.flip:
+            steps.append(v2.RandomHorizontalFlip(augment.flip))
+        if augment.colour_jitter:
+            strength = augment.colour_jitter
+            steps.append(v2.ColorJitter(strength, strength, strength if self.channels == 3 else 0.0))
+        return steps
+
+    @cached_property
+    def _normalisation(self) -> tuple[Tensor, Tensor]:
+        """(C,) factor and (C,) summand that turn bytes into normalised values."""
+        std = 255.0 * torch.tensor(self.std, dtype=torch.float64)
+        mean = 255.0 * torch.tensor(self.mean, dtype=torch.float64)
+        return (1.0 / std).float(), (-mean / std).float()
+
+    def _augmented(self, image: Image.Image, seed: int) -> Image.Image:
+        if self.augment is None:
+            return centre_crop(image, self.size, self.crop)
+        if self.augment.crop_scale is None:
+            image = centre_crop(image, self.size, 1.0)
+        if self._steps:
+            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator and takes no other
+                torch.default_generator.manual_seed(seed)
+                for step in self._steps:
+                    image = step(image)
+        return image
+
+    def _normalised(self, image: Image.Image) -> Tensor:
+        pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, self.channels)
+        factor, summand = self._normalisation
+        return torch.addcmul(summand, pixels.float(), factor).permute(2, 0, 1).contiguous()
+
+
+def decode_label(sample: Sample) -> int | None:
+    """The class number in the member ``cls``; None where there is no such member.
+
+    Raises:
+        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
+    """
+    text = sample.members.get("cls")
+    if text is None:
+        return None
+    digits = text.strip()
+    if not digits.isdigit() or len(digits) > 9:
+        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
+    return int(digits)
+
+
+def decode_image(sample: Sample, channels: int) -> Image.Image:
+    """The sample's image as RGB (3 channels) or grey (1). Transparent parts become white; 16 bits become 8.
+
+    Raises:
+        SampleError: no image among the members, or one that PIL cannot decode or holds to be a decompression bomb.
+    """
+    extension = next((extension for extension in EXTENSIONS if extension in sample.members), None)
+    if extension is None:
+        found = ", ".join(sorted(sample.members)) or "none"
+        raise SampleError(f"no image: members are {found}, expected one of {', '.join(EXTENSIONS)}")
+    data = sample.members[extension]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        image.load()
+        return _converted(image, channels)
+    except Exception as error:  # what PIL raises for broken files is not a closed list
+        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
+        raise SampleError(f"{extension} of {len(data)} bytes is no usable image: {reason}") from None
+
+
+def _converted(image: Image.Image, channels: int) -> Image.Image:
+    if image.mode.startswith("I"):  # PIL would cut values off at 255 instead of scaling them
+        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def centre_crop(image: Image.Image, size: int, crop: float) -> Image.Image:
+    """A ``size`` x ``size`` image: the shorter side scaled to ``size / crop`` (bicubic), then the centre."""
+    width, height = image.size
+    side = crop * min(width, height)  # of the square in the original that becomes the image
+    if (width, height) == (size, size) and crop == 1.0:
+        return image
+    left, top = (width - side) / 2, (height - side) / 2
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=(left, top, left + side, top + side))

@@ -1,0 +1,375 @@
+"""Turn files into shards, and check shards.
+
+    tools/shard.py vision IMAGES_FOLDER SHARDS_FOLDER --validation 0.1
+    tools/shard.py verify SHARDS_FOLDER
+    tools/shard.py index SHARDS_FOLDER --modality vision
+
+An interrupted command continues where it stopped when it is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from multiprocessing.synchronize import Event
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from data2vec.core.data.files import temporary_name, write_atomically
+from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, prefixed
+from data2vec.core.data.order import permutation
+from data2vec.core.data.shards import ShardFile, describe, index_folder, verify
+from data2vec.core.errors import Data2VecError, DataError, SampleError
+
+STATE_NAME = ".shard-state.json"
+PREFIXES = ("train", "validation")
+_SHOWN = 10  # unusable files and problems that are named
+
+
+class Item(Protocol):
+    """One file that becomes a sample."""
+
+    @property
+    def key(self) -> str: ...
+
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a modality's command puts into shards. ``encode`` turns an item into members; it must be picklable."""
+
+    modality: str
+    items: Sequence[Any]  # of Item
+    class_names: tuple[str, ...]
+    encode: Callable[[Any], dict[str, bytes]]
+    settings: str  # what else decides the shards' bytes
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard to write."""
+
+    path: Path
+    items: Sequence[Any]
+    encode: Callable[[Any], dict[str, bytes]]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A finished shard (None: every item was unusable) and a line for each item that was left out."""
+
+    shard: ShardInfo | None
+    skipped: tuple[str, ...]
+
+
+# One function per modality: it declares its arguments and says how its files become samples.
+
+
+def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
+    """Images in class subfolders, or flat."""
+    parser.add_argument("--max-size", type=_positive, metavar="N", help="re-encode larger images to a short side of N")
+    parser.add_argument("--no-verify", action="store_true", help="do not check that every file is an image")
+
+    def source(arguments: argparse.Namespace) -> Source:
+        from data2vec.vision.folder import list_image_folder, read_image_file
+
+        found = list_image_folder(arguments.folder)
+        encode = partial(read_image_file, verify=not arguments.no_verify, max_size=arguments.max_size)
+        settings = f"{arguments.max_size} {arguments.no_verify}"
+        return Source("vision", found.images, found.class_names, encode, settings)
+
+    return source
+
+
+MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]] = {
+    "vision": add_vision,
+}
+
+
+def write(arguments: argparse.Namespace) -> int:
+    """Write the shards of a modality's folder."""
+    out: Path = arguments.out
+    source: Source = arguments.source(arguments)
+    job = _job(source, arguments)
+    done = _prepare(out, job, arguments.force)
+    tasks = _plan(source, arguments)
+    results = {name: written for name, written in done.items() if name in {task.path.name for task in tasks}}
+    if results:
+        print(f"{len(results)} of {len(tasks)} shards are finished already")
+    with _progress("shards") as advance:
+        left = [task for task in tasks if task.path.name not in results]
+        with closing(_write_all(left, arguments.workers)) as finished:
+            for name, written in finished:
+                results[name] = written
+                _save_state(out, job, results)
+                advance(len(results), len(tasks))
+    shards = tuple(results[name].shard for name in sorted(results))
+    skipped = [line for name in sorted(results) for line in results[name].skipped]
+    index = ShardIndex(source.modality, tuple(s for s in shards if s is not None), source.class_names)
+    _tell(skipped, "skipped", sys.stderr)
+    if not index.shards:
+        raise DataError(f"{arguments.folder}: none of its {len(source.items)} files could be used")
+    index.save(out)
+    (out / STATE_NAME).unlink(missing_ok=True)
+    print(
+        f"{index.samples} samples in {len(index.shards)} shards, {index.size / 1e6:.1f} MB, "
+        f"{len(index.class_names)} classes, {len(skipped)} files skipped"
+    )
+    for prefix in PREFIXES:
+        if any(prefixed(shard.name, prefix) for shard in index.shards):
+            print(f"  data.{prefix}='{out}/{prefix}-*.tar'")
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Compare a set with its index."""
+    with _progress("shards verified") as advance:
+        problems = verify(arguments.out, advance)
+    _tell(problems, "problems", sys.stderr)
+    if problems:
+        return 2
+    index = ShardIndex.load(arguments.out)
+    print(f"{arguments.out}: {len(index.shards)} shards with {index.samples} samples are as the index says")
+    return 0
+
+
+def index(arguments: argparse.Namespace) -> int:
+    """Write the index of shards that lie in a folder."""
+    path = arguments.out / INDEX_NAME
+    if path.exists() and not arguments.force:
+        raise DataError(f"{path}: exists already; --force replaces it")
+    with _progress("shards indexed") as advance:
+        written = index_folder(arguments.out, arguments.modality, arguments.classes or (), advance)
+    print(f"{path}: {len(written.shards)} shards, {written.samples} samples")
+    return 0
+
+
+def _job(source: Source, arguments: argparse.Namespace) -> str:
+    """Changes with anything that decides what the shards hold."""
+    digest = hashlib.sha256(f"{source.modality} {source.settings} {source.class_names}".encode())
+    digest.update(f"{arguments.samples_per_shard} {arguments.validation} {arguments.seed}".encode())
+    for item in source.items:
+        digest.update(item.describe().encode("utf-8", "backslashreplace"))
+    return digest.hexdigest()
+
+
+def _prepare(out: Path, job: str, force: bool) -> dict[str, Written]:
+    """Make the folder ready; returns the shards that an interrupted run of the same job finished."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        present = [path for path in out.iterdir() if any(prefixed(path.name, prefix) for prefix in PREFIXES)]
+    except OSError as error:
+        raise DataError(f"{out}: cannot be used as a folder of shards ({error.strerror})") from None
+    old_job, done = _load_state(out)
+    if old_job == job and not (out / INDEX_NAME).exists():
+        return {
+            name: written
+            for name, written in done.items()
+            if written.shard is None or _intact(out / name, written.shard)
+        }
+    if (present or old_job or (out / INDEX_NAME).exists()) and not force:
+        unfinished = "unfinished shards of another command" if old_job else "shards"
+        raise DataError(f"{out}: holds {unfinished} already; name another folder, or --force replaces them")
+    for path in (out / INDEX_NAME, out / STATE_NAME, *present):
+        path.unlink(missing_ok=True)
+    return {}
+
+
+def _intact(path: Path, info: ShardInfo) -> bool:
+    try:
+        return describe(path) == info
+    except DataError:
+        return False
+
+
+def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
+    """Shuffle the items, so that classes mix, and cut them into shards of about the same size."""
+    order = permutation(len(source.items), arguments.seed).tolist()
+    held_out = round(arguments.validation * len(order))
+    tasks = []
+    for prefix, numbers in zip(PREFIXES, (order[held_out:], order[:held_out]), strict=True):
+        count = -(-len(numbers) // arguments.samples_per_shard)
+        for shard in range(count):
+            part = numbers[shard * len(numbers) // count : (shard + 1) * len(numbers) // count]
+            path = arguments.out / f"{prefix}-{shard:06d}.tar"
+            tasks.append(Task(path, [source.items[number] for number in part], source.encode))
+    return tasks
+
+
+_stopping: Event | None = None
+
+
+def _start_worker(stopping: Event) -> None:
+    global _stopping
+    _stopping = stopping
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process tells workers to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _write_shard(task: Task) -> Written:
+    """Write one shard; runs in a worker."""
+    shard = ShardFile(task.path)
+    skipped = []
+    try:
+        for item in task.items:
+            if _stopping is not None and _stopping.is_set():
+                raise DataError("interrupted")
+            try:
+                shard.write(item.key, task.encode(item))
+            except SampleError as error:
+                skipped.append(str(error))
+        if shard.samples:
+            return Written(shard.finish(), tuple(skipped))
+        shard.discard()
+        return Written(None, tuple(skipped))
+    except BaseException:
+        shard.discard()
+        raise
+
+
+def _write_all(tasks: Sequence[Task], workers: int) -> Generator[tuple[str, Written], None, None]:
+    """Write shards in parallel; yields each as it is finished. Stops all workers before an error goes on."""
+    if not tasks:
+        return
+    stopping = multiprocessing.Event()
+    with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_start_worker, initargs=(stopping,)) as pool:
+        try:
+            futures: dict[Future[Written], str] = {pool.submit(_write_shard, t): t.path.name for t in tasks}
+            while futures:
+                for future in wait(futures, return_when=FIRST_COMPLETED).done:
+                    yield futures.pop(future), future.result()
+        except BrokenProcessPool:
+            for task in tasks:
+                temporary_name(task.path).unlink(missing_ok=True)
+            raise DataError("a worker died: most often memory ran out; lower --workers and start again") from None
+        except BaseException:
+            stopping.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _load_state(out: Path) -> tuple[str, dict[str, Written]]:
+    """The job and the finished shards of an interrupted run; empty where there is none that can be read."""
+    try:
+        state = json.loads((out / STATE_NAME).read_bytes())
+        done = {
+            str(name): Written(None if entry["shard"] is None else ShardInfo(**entry["shard"]), tuple(entry["skipped"]))
+            for name, entry in state["shards"].items()
+        }
+        return str(state["job"]), done
+    except FileNotFoundError:
+        return "", {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "unknown", {}
+
+
+def _save_state(out: Path, job: str, results: dict[str, Written]) -> None:
+    content = json.dumps({"job": job, "shards": {name: asdict(written) for name, written in results.items()}})
+    try:
+        write_atomically(out / STATE_NAME, content.encode())
+    except OSError as error:
+        raise DataError(f"{out / STATE_NAME}: cannot be written ({error.strerror})") from None
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A progress bar on the error stream."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        yield advance
+
+
+def _tell(lines: Sequence[str], what: str, stream: Any) -> None:
+    for line in lines[:_SHOWN]:
+        print(line, file=stream)
+    if len(lines) > _SHOWN:
+        print(f"... and {len(lines) - _SHOWN} more {what}", file=stream)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share from 0 to below 1, such as 0.1")
+    return share
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=raw)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, add in MODALITIES.items():
+        command = commands.add_parser(name, help=add.__doc__, description=f"Write shards: {add.__doc__}")
+        command.add_argument("folder", type=Path, metavar="FOLDER", help="what is sharded; it is only read")
+        command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")
+        command.add_argument("--samples-per-shard", type=_positive, default=2_000, metavar="N", help="default 2000")
+        command.add_argument(
+            "--validation", type=_share, default=0.0, metavar="SHARE", help="put into validation-*.tar"
+        )
+        command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+        command.add_argument("--seed", type=int, default=0, help="of the order of the samples")
+        command.add_argument("--force", action="store_true", help="replace the shards that OUT holds")
+        command.set_defaults(run=write, source=add(command))
+    command = commands.add_parser("verify", help=check.__doc__, description=check.__doc__)
+    command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")
+    command.set_defaults(run=check)
+    command = commands.add_parser("index", help=index.__doc__, description=index.__doc__)
+    command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
+    command.add_argument("--modality", required=True, choices=sorted(MODALITIES), help="what they hold")
+    command.add_argument("--classes", nargs="+", metavar="NAME", help="names of the class numbers")
+    command.add_argument("--force", action="store_true", help="replace the index there is")
+    command.set_defaults(run=index)
+    return parser
+
+
+def _interrupt(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0 done, 2 an error or a set with problems, 130 interrupted."""
+    parsed = _parser().parse_args(arguments)
+    previous = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status: int = parsed.run(parsed)
+        return status
+    except Data2VecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
