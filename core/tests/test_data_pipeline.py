@@ -195,7 +195,7 @@ def test_held_out_samples_are_never_trained_on(tmp_path: Path, samples: int, per
 def test_holding_out_everything_or_nothing_is_an_error(tmp_path: Path) -> None:
     folder = write(tmp_path, [b"1"])
     for share in (0.0, 1.0):
-        with pytest.raises(DataError, match="name data.validation"):
+        with pytest.raises(DataError, match=r"name data.validation"):
             open_train(folder).hold_out(share)
 
 
@@ -258,7 +258,7 @@ def test_too_few_samples_are_named(folder: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_errors_of_workers_arrive_without_traceback(tmp_path: Path, workers: int) -> None:
     write(tmp_path, [b"1", b"memory"])
-    with pytest.raises(DataError, match="^out of memory while decoding"):
+    with pytest.raises(DataError, match=r"^out of memory while decoding"):
         next(open_train(tmp_path, workers).batches(0, 2))
     shard = tmp_path / "train-000000.tar"
     data = open_train(tmp_path, workers)

@@ -41,7 +41,7 @@ def test_prefixes_share_an_index(tmp_path: Path) -> None:
     index = write_set(tmp_path, "validation", 3)
     assert [shard.name for shard in index.shards] == ["train-000000.tar", "train-000001.tar", "validation-000000.tar"]
     assert verify(tmp_path) == []
-    with pytest.raises(DataError, match="2 shards train-.* already"):
+    with pytest.raises(DataError, match=r"2 shards train-.* already"):
         write_set(tmp_path, "train", 5)
     assert write_set(tmp_path, "train", 1, overwrite=True).samples == 4
     assert verify(tmp_path) == []
@@ -58,10 +58,13 @@ def test_bytes_per_shard_starts_a_new_shard(tmp_path: Path) -> None:
 
 
 def test_a_failing_body_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, "a", "toy", samples_per_shard=1) as writer:
+    def fail(writer: ShardWriter) -> None:
         writer.write("0", {"txt": b""})
         writer.write("1", {"txt": b""})
         raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"), ShardWriter(tmp_path, "a", "toy", samples_per_shard=1) as writer:
+        fail(writer)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -159,9 +162,11 @@ def test_any_json_is_an_index_or_one_error(name: str, value: object) -> None:
     try:
         index = ShardIndex.parse(json.dumps(table).encode(), "here")
     except DataError as error:
-        assert str(error).startswith("here: ")
+        message = str(error)
     else:
+        message = "here: "
         assert index.samples == sum(shard.samples for shard in index.shards)
+    assert message.startswith("here: ")
 
 
 def test_missing_and_broken_index_files(tmp_path: Path) -> None:

@@ -84,9 +84,10 @@ def test_other_schemes_execute_nothing(tmp_path: Path, spec: str, monkeypatch: p
 @given(st.text(max_size=30))
 def test_any_text_is_a_list_or_one_error(text: str) -> None:
     try:
-        assert resolve(f"/no-such-folder/{text}")
+        found = resolve(f"/no-such-folder/{text}")
     except DataError as error:
-        assert str(error)
+        found = [str(error)]
+    assert found
 
 
 class Handler(http.server.SimpleHTTPRequestHandler):
@@ -206,7 +207,7 @@ def test_a_shard_that_is_not_what_the_index_says_is_refused(server: Server, fold
     with pytest.raises(DataError, match="SHA-256"):
         shards.path(0)
     path.write_bytes(content + b"more")
-    with pytest.raises(DataError, match="index.json says"):
+    with pytest.raises(DataError, match=r"index\.json says"):
         shards.path(0)
     assert not list(cache.folder.glob("*.tar"))
 

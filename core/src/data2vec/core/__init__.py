@@ -1,4 +1,4 @@
-"""The modality-agnostic half of data2vec: Transformer, EMA teacher, regression objective, data, training, evaluation."""
+"""The modality-agnostic half of data2vec: model, EMA teacher, objective, data, training, evaluation."""
 
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment

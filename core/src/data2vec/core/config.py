@@ -199,6 +199,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     folder: str | None = None  # the run's folder; null: runs/NAME
     resume: str = "auto"  # auto: continue what is in the folder; never: start over only in an empty folder; or a path
+    init_from: str | None = None  # a run or checkpoint whose student a new run starts from, with a new teacher
     max_minutes: float | None = None  # save and stop after this long; the same command continues
     log_every: int = 10
     checkpoint_every: int = 1_000
@@ -264,7 +265,8 @@ class Experiment:
                 key: _replaced(value, modality_changes[key], key) if key in modality_changes else value
                 for key, value in base.items()
             }
-        return _replaced(self, changes, "")
+        replaced: Self = _replaced(self, changes, "")
+        return replaced
 
 
 def _replaced(value: Any, change: Any, path: str) -> Any:

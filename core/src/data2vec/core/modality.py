@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from torch import Tensor
 
-from data2vec.core.config import PredictorConfig, TransformerConfig
 from data2vec.core.batch import Batch, Example, Sample, stack
+from data2vec.core.config import PredictorConfig, TransformerConfig
 from data2vec.core.errors import ConfigError
 
 if TYPE_CHECKING:

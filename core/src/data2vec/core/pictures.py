@@ -31,11 +31,10 @@ def png(array: NDArray[np.uint8]) -> str:
 def figure_svg(figure: Any) -> str:
     """An SVG data URI of a matplotlib figure; text stays text, set in the reader's sans-serif font."""
     from matplotlib import rc_context
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     stream = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "data2vec"}):
-        FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None, "Creator": None})
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return "data:image/svg+xml;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
 
 

@@ -19,7 +19,7 @@ from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData, TrainData
 from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError
 from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
-from data2vec.core.loading import CONFIGURATION
+from data2vec.core.loading import CONFIGURATION, load_run
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_yaml, validate
 from data2vec.core.training import checkpoint
@@ -31,7 +31,7 @@ from data2vec.core.training.trainer import Ending, Trainer
 _HELD_OUT = 0.1  # of the training samples, where no validation shards are named
 # Settings that do not change what is computed: a run may be continued with other values of these.
 _FREE = (
-    "train.folder", "train.resume", "train.max_minutes", "train.log_every", "train.checkpoint_every",
+    "train.folder", "train.resume", "train.init_from", "train.max_minutes", "train.log_every", "train.checkpoint_every",
     "train.checkpoint_minutes", "train.keep", "train.device", "train.compile", "train.micro_batch",
     "train.activation_checkpointing", "train.min_", "train.collapse_after", "data.", "evaluation.",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
         code = _run(chosen, is_sample, console)
     except Data2VecError as error:
         console.print()
-        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] ", end="")
+        Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
         print(error, file=sys.stderr)
         code = 2
     sys.exit(code)
@@ -123,6 +123,7 @@ def _choose(
 
 
 def run_folder(experiment: Experiment) -> Path:
+    """``train.folder``, or ``runs/NAME``."""
     return Path(experiment.train.folder or Path("runs") / experiment.name)
 
 
@@ -142,7 +143,10 @@ def _run(experiment: Experiment, is_sample: bool, console: Console) -> int:
         experiment = _with_sample_data(experiment, folder / "data", console)
     train, validation = open_data(experiment, folder / "cache")
     torch.manual_seed(experiment.train.seed)
-    engine = TorchEngine(Data2Vec.build(experiment), experiment)
+    model = Data2Vec.build(experiment)
+    if saved is None and experiment.train.init_from is not None:
+        model.start_from(load_run(experiment.train.init_from, device="cpu").model.own_state())
+    engine = TorchEngine(model, experiment)
     configuration = to_yaml(experiment)
     with ConsoleDisplay(console, done=0) as display:
         trainer = Trainer(
@@ -272,7 +276,8 @@ def _summary(experiment: Experiment, engine: TorchEngine, train: Mapping[str, Tr
     precision = "bf16" if engine.bf16 else "fp32"
     return (
         f"{experiment.name}: {parameters:.1f} M parameters, {samples}, {experiment.train.updates} updates of "
-        f"{experiment.train.batch} on {engine.device} ({precision}{', compiled' if engine.compiled else ''}) in {folder}"
+        f"{experiment.train.batch} "
+        f"on {engine.device} ({precision}{', compiled' if engine.compiled else ''}) in {folder}"
     )
 
 

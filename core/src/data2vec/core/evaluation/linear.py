@@ -23,8 +23,10 @@ from data2vec.core.evaluation.features import Features
 L2_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(1, -13, -1))
 _VALIDATION_SHARE = 0.2
 _PATIENCE = 2  # weaker penalties that may be worse in a row before the search ends
-_MAX_ITERATIONS = 100
-_TOLERANCE = 1e-4  # largest gradient entry, of a mean loss
+_MAX_ITERATIONS = 200
+# Largest gradient entry, of a mean loss: rough while l2 is searched for, fine for the probe itself.
+_SEARCH_TOLERANCE = 1e-4
+_FINAL_TOLERANCE = 3e-6
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def fit_linear(train: Features, *, seed: int = 0, device: torch.device | str = "
     search = _Problem(x[~held], y[~held], len(classes))
     best, best_loss, worse = 0, float("inf"), 0
     for step, l2 in enumerate(L2_GRID):
-        search.solve(l2)
+        search.solve(l2, _SEARCH_TOLERANCE)
         loss = float(functional.cross_entropy(search.logits(x[held]), y[held]))
         if loss < best_loss:
             best, best_loss, worse = step, loss, 0
@@ -70,8 +72,8 @@ def fit_linear(train: Features, *, seed: int = 0, device: torch.device | str = "
             break
     final = _Problem(x, y, len(classes))
     if best:
-        final.solve(L2_GRID[best - 1])  # a start nearer to the solution than zero
-    final.solve(L2_GRID[best])
+        final.solve(L2_GRID[best - 1], _SEARCH_TOLERANCE)  # a start nearer to the solution than zero
+    final.solve(L2_GRID[best], _FINAL_TOLERANCE)
     return final.probe(classes.to(device), L2_GRID[best])
 
 
@@ -178,7 +180,7 @@ class _Problem:
         self.weight = z.new_zeros(classes, self.z.shape[1])  # (C, R), in the principal axes
         self.bias = z.new_zeros(classes)
 
-    def solve(self, l2: float) -> None:
+    def solve(self, l2: float, tolerance: float) -> None:
         # A bound of the curvature along each axis: that of the softmax is at most a quarter.
         step = (0.25 * self.variance + l2).rsqrt()
         z = self.z * step
@@ -186,7 +188,7 @@ class _Problem:
         bias = self.bias.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
             [v, bias], max_iter=_MAX_ITERATIONS, history_size=20, line_search_fn="strong_wolfe",
-            tolerance_grad=_TOLERANCE, tolerance_change=1e-9,
+            tolerance_grad=tolerance, tolerance_change=1e-10,
         )  # fmt: skip
 
         def closure() -> Tensor:
@@ -194,7 +196,7 @@ class _Problem:
             loss = (
                 functional.cross_entropy(functional.linear(z, v, bias), self.y) + 0.5 * l2 * (step * v).square().sum()
             )
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             return loss
 
         with torch.enable_grad():

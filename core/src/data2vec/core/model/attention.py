@@ -74,4 +74,5 @@ class Attention(nn.Module):
             mask = mask.to(q.dtype)
         rate = self.attention_dropout if self.training else 0.0
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
-        return self.dropout(self.proj(attended.transpose(1, 2).reshape(rows, length, width)))
+        out: Tensor = self.dropout(self.proj(attended.transpose(1, 2).reshape(rows, length, width)))
+        return out

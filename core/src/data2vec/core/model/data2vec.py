@@ -163,6 +163,8 @@ class Data2Vec(nn.Module):
             token = self.mask_tokens[name].to(x.dtype) if name in self.mask_tokens else None
             x = self._repeat(x, mask.masks)
             if token is not None:
+                if tokens.positions is not None:  # (1 or B, T, D): what is hidden is the content, not the place
+                    token = token + self._repeat(tokens.positions, mask.masks if len(tokens.positions) > 1 else 1)
                 x = torch.where(mask.hidden.flatten(0, 1).unsqueeze(-1), token, x)
         elif frontend.positions is not None:  # positions are computed from content: what is hidden must not leak
             x = self._repeat(x, mask.masks).masked_fill(mask.hidden.flatten(0, 1).unsqueeze(-1), 0.0)
@@ -236,6 +238,16 @@ class Data2Vec(nn.Module):
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointError("the saved weights do not fit this model: " + "; ".join(problems[:5]) + more)
         self.load_state_dict(dict(state), strict=False)
+
+    def start_from(self, state: Mapping[str, Tensor]) -> None:
+        """Take the student, predictors and mask tokens of another model's :meth:`own_state`, with a new teacher.
+
+        Raises:
+            CheckpointError: names or shapes that do not fit; the model is then unchanged.
+        """
+        teacher = {name: value for name, value in self.own_state().items() if name.startswith("teacher.")}
+        self.load_own_state({name: v for name, v in state.items() if not name.startswith("teacher.")} | teacher)
+        self.teacher.restart(self.student)
 
     @staticmethod
     def _shared_names(state: Mapping[str, Tensor]) -> set[str]:

@@ -23,12 +23,14 @@ class Tokens:
     """What an extractor returns: features of the whole, unmasked input.
 
     ``x``: (B, T, D). ``shape``: the grid of positions, (T,) or (height, width). ``padding``: (B, T) bool, true on
-    padding, or None where there is none.
+    padding, or None where there is none. ``positions``: (1 or B, T, D), the part of ``x`` that depends on the position
+    alone, which a mask token keeps; None where ``x`` has no such part.
     """
 
     x: Tensor
     shape: tuple[int, ...]
     padding: Tensor | None = None
+    positions: Tensor | None = None
 
 
 class Extractor(nn.Module, ABC):
@@ -102,7 +104,8 @@ class Frontend(nn.Module):
             x = gather_positions(x, visible)
         if self.prefix is not None:
             x = torch.cat([self.prefix.to(x.dtype).expand(x.shape[0], -1, -1), x], dim=1)
-        return self.dropout(self.input_norm(x))
+        out: Tensor = self.dropout(self.input_norm(x))
+        return out
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ class Mask:
                 raise TrainingError(
                     f"the student sees visible positions only, but rows hide from {least} to {most} positions"
                 )
-            if most == flat.shape[1]:
+            valid = hidden.shape[2] if padding is None else (~padding).sum(1, keepdim=True)
+            if bool((hidden.sum(2) >= valid).any()):
                 raise TrainingError("the masker hid every position; lower the mask ratio or use longer inputs")
             visible = (~flat).nonzero()[:, 1].view(flat.shape[0], -1)
         return cls(hidden, flat.flatten().nonzero().squeeze(1), visible)

@@ -7,6 +7,7 @@ channels.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ def _multilayer(width_in: int, hidden: int, width_out: int, layers: int) -> nn.S
     """``layers`` linear layers with GELU between them."""
     sizes = [width_in, *[hidden] * (layers - 1), width_out]
     modules: list[nn.Module] = []
-    for index, (size_in, size_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (size_in, size_out) in enumerate(pairwise(sizes)):
         if index:
             modules.append(nn.GELU())
         modules.append(nn.Linear(size_in, size_out))

@@ -7,12 +7,16 @@ resumed, so it cannot come from a generator with a state. Each number here is a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_ODD = 0xD1342543DE82EF95  # spreads the bits of small numbers
+_ALL = (1 << 64) - 1
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -26,17 +30,26 @@ def mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
-def _signed(number: int) -> int:
-    number &= (1 << 64) - 1
-    return number - (1 << 64) if number >= 1 << 63 else number
+def _mixed(number: int) -> int:
+    """:func:`mix` of a Python integer, taken modulo 2^64; the result is in [0, 2^64)."""
+    number &= _ALL
+    number = (number ^ (number >> 30)) * (_MIX1 & _ALL) & _ALL
+    number = (number ^ (number >> 27)) * (_MIX2 & _ALL) & _ALL
+    return number ^ (number >> 31)
+
+
+def _folded(numbers: Iterable[int]) -> int:
+    """One signed 64-bit number that depends on every bit of the lowest 64 of each of several, and on their order."""
+    key = 0
+    for number in numbers:
+        key = _mixed((key ^ (number * _ODD + 1)) + _GOLDEN)
+    return key - (1 << 64) if key >> 63 else key
 
 
 def sample_keys(ids: Tensor, *, seed: int, update: int, stream: int = 0) -> Tensor:
     """(B,) int64: one key per sample for this seed, update and stream (use another stream for other choices)."""
-    key = mix(ids + _GOLDEN)
-    for number in (seed, update, stream):
-        key = mix((key ^ _signed(number * 0xD1342543DE82EF95 + 1)) + _GOLDEN)
-    return key
+    # Everything that the samples share is folded first, in plain integers: an operation on a small tensor is slower.
+    return mix(mix(ids + _GOLDEN) ^ _folded((seed, update, stream)))
 
 
 def uniform(keys: Tensor, count: int) -> Tensor:
@@ -48,7 +61,4 @@ def uniform(keys: Tensor, count: int) -> Tensor:
 
 def derive(*numbers: int) -> int:
     """A 63-bit seed from several numbers, for generators that take one (data order, augmentation)."""
-    key = torch.zeros((), dtype=torch.int64)
-    for number in numbers:
-        key = mix((key ^ _signed(number * 0xD1342543DE82EF95 + 1)) + _GOLDEN)
-    return int(key) & (2**63 - 1)
+    return _folded(numbers) & (2**63 - 1)

@@ -85,6 +85,14 @@ class Teacher(nn.Module):
         torch._foreach_lerp_([mine for _, mine, _ in pairs], [theirs.detach() for _, _, theirs in pairs], 1.0 - tau)
         return tau
 
+    @torch.no_grad()
+    def restart(self, student: Encoder) -> None:
+        """Become a copy of the student, as at the beginning of training."""
+        for mine, theirs in self._buffers_of(student):
+            mine.copy_(theirs)
+        for _, mine, theirs in self.averaged(student):
+            mine.copy_(theirs)
+
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Shared modules in evaluation mode while the teacher uses them, then as they were."""

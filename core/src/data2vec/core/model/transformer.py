@@ -43,7 +43,8 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.dropout(self.fc2(self.activation_dropout(self.activation(self.fc1(x)))))
+        out: Tensor = self.dropout(self.fc2(self.activation_dropout(self.activation(self.fc1(x)))))
+        return out
 
 
 class Block(nn.Module):

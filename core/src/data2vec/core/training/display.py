@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
 
@@ -21,7 +21,7 @@ class ConsoleDisplay:
         self._done = done
         self._last = 0.0
         self._bar: Progress | None = None
-        self._task = None
+        self._task: TaskID | None = None
         if console.is_terminal:
             self._bar = Progress(
                 TextColumn("training"),

@@ -77,6 +77,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW over :func:`parameter_groups`."""
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
@@ -134,7 +135,7 @@ class TorchEngine:
         """See :class:`Engine`."""
         with self.autocast():
             output: Output = self.model(batch, mask, seed=self.seed, update=update)
-        (output.total / count).backward()  # type: ignore[no-untyped-call]
+        (output.total / count).backward()
         return output
 
     def step(self, learning_rate: float, update: int) -> Tensor:

@@ -99,7 +99,7 @@ class Monitor:
     """Collects what updates report and writes ``metrics.jsonl`` and TensorBoard files into the run's folder."""
 
     def __init__(self, folder: Path, health: HealthCheck, *, start_update: int = 0) -> None:
-        """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are from a run that was cut off: drop them."""
+        """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are what a cut-off run wrote: drop them."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self.health = health
@@ -108,7 +108,7 @@ class Monitor:
         temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
         temporary.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)  # type: ignore[no-untyped-call]
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
         self._samples = 0
         self._waited = 0.0
@@ -152,7 +152,7 @@ class Monitor:
         self._file.flush()
         for key, value in line.items():
             if key != "update":
-                self._board.add_scalar(key, value, int(line["update"]))  # type: ignore[no-untyped-call]
+                self._board.add_scalar(key, value, int(line["update"]))
 
     def pause(self) -> None:
         """Call after work that is no training (evaluation, saving), so that it does not count as slow training."""
@@ -160,7 +160,7 @@ class Monitor:
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()  # type: ignore[no-untyped-call]
+        self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

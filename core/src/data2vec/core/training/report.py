@@ -93,7 +93,7 @@ def _headline(report: Report) -> str:
         tiles += [(value, name) for name, value in scores.items() if value is not None]
     updates, losses = series(report.history, "loss")
     if len(updates):
-        change = f"{losses[0]:.3g} → {losses[-1]:.3g}" if len(updates) > 1 else f"{losses[-1]:.3g}"
+        change = f"{losses[0]:.2g} → {losses[-1]:.2g}" if len(updates) > 1 else f"{losses[-1]:.2g}"
         tiles.append((change, f"loss, update {int(updates[0]):,} to {int(updates[-1]):,}"))
     cells = "".join(f'<div class="tile"><b>{escape(v)}</b><span>{escape(n)}</span></div>' for v, n in tiles)
     lead = f'<p class="lead">{escape(sentence)}</p>' if sentence else '<p class="lead"></p>'
@@ -110,7 +110,10 @@ def _verdict(evaluation: EvaluationResult, main: Row) -> str:
             side = "above" if points >= 0 else "below"
             compared.append(f"{abs(points):.1f} points {side} {row.name} ({percent(row.knn)})")
     comparison = f": {' and '.join(compared)}" if compared else ""
-    return f"Nearest neighbours in the {main.name}'s features name the class of {percent(main.knn)} of the test samples{comparison}."
+    found = (
+        f"Nearest neighbours in the {main.name}'s features name the class of {percent(main.knn)} of the test samples"
+    )
+    return f"{found}{comparison}."
 
 
 def _probes(evaluation: EvaluationResult) -> str:
@@ -159,7 +162,8 @@ def _curves(report: Report) -> str:
     if not drawn:
         return ""
     figures = "".join(
-        f'<figure><img src="{uri}" alt="{escape(title)} over updates"><figcaption>{escape(caption)}</figcaption></figure>'
+        f'<figure><img src="{uri}" alt="{escape(title)} over updates">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
         for uri, title, caption in drawn
     )
     return f'<h2>Training</h2><div class="curves">{figures}</div>'

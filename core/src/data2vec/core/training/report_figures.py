@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, PercentFormatter
 from numpy.typing import NDArray
 
 from data2vec.core.evaluation.embedding import Embedding
@@ -19,7 +19,7 @@ from data2vec.core.pictures import figure_svg
 
 _COLOURS = ("#1f5fae", "#d9822b", "#3a8f5d", "#8c5aa8")
 _MOST_POINTS = 600  # of a curve; more would swell the page and not be seen
-_STYLE = {
+_STYLE: Any = {  # matplotlib types the keys as a Literal of every setting
     "font.family": "sans-serif",
     "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"],
     "font.size": 9,
@@ -63,7 +63,7 @@ _CURVES = (
     _Curve("Loss", "Regression of the teacher's targets at masked positions.", {"loss": "loss"}, smooth=True),
     _Curve(
         "Spread",
-        "Standard deviation of targets and predictions. Near zero means collapse: the run stops below the dashed lines.",
+        "Standard deviation of targets and predictions. Near zero is collapse: the run stops below the dashed lines.",
         {"target_spread": "targets", "prediction_spread": "predictions"},
         from_zero=True,
     ),
@@ -72,6 +72,12 @@ _CURVES = (
         "Dimensions in use; a fall towards 1 is an early sign of collapse.",
         {"teacher_rank": "rank"},
         from_zero=True,
+    ),
+    _Curve(
+        "kNN accuracy",
+        "Of the frozen features, measured while training.",
+        {"teacher_knn": "teacher", "student_knn": "student"},
+        percent=True,
     ),
     _Curve("Learning rate", "As the schedule set it.", {"lr": "rate"}, from_zero=True),
     _Curve("Teacher decay", "Share of the old teacher that each update keeps.", {"decay": "decay"}),
@@ -88,6 +94,7 @@ _CURVES = (
         "Share of the time that training stood still for the next batch.",
         {"data_wait": "share"},
         percent=True,
+        smooth=True,
         from_zero=True,
     ),
 )
@@ -113,9 +120,9 @@ def curves(history: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float]
     """
     drawn = []
     for curve in _CURVES:
-        found = {name: series(history, key) for key, name in curve.keys.items()}
+        points = {name: series(history, key) for key, name in curve.keys.items()}
         limits = {name: thresholds[key] for key, name in curve.keys.items() if key in thresholds}
-        found = {name: points for name, points in found.items() if len(points[0])}
+        found = {name: one for name, one in points.items() if len(one[0])}
         if found:
             drawn.append((_chart(curve, found, limits), curve.title, curve.caption))
     return drawn
@@ -144,11 +151,13 @@ def _chart(
         axes.margins(x=0.02)
         if curve.log and all((y > 0).all() for _, y in found.values()):
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         else:
             axes.yaxis.set_major_locator(MaxNLocator(5))
-            axes.ticklabel_format(axis="y", useOffset=False, scilimits=(-3, 5))
-            if curve.percent:
-                axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+            plain = FuncFormatter(lambda value, _: f"{value:.6g}")
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0) if curve.percent else plain)
             if curve.from_zero:
                 axes.set_ylim(bottom=0.0)
         if len(found) > 1:

@@ -92,7 +92,8 @@ def _panels(
     mask = make_mask(model, masker, batch, seed=experiment.train.seed, update=0)
     features = model.features(batch.to(device))
     drawn = Illustrations(batch, mask.hidden, features.x.cpu(), features.shape)
-    return experiment.modalities[name].panels(drawn)
+    panels: list[Panel] = experiment.modalities[name].panels(drawn)
+    return panels
 
 
 def _processor() -> str:

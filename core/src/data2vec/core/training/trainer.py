@@ -23,10 +23,10 @@ from data2vec.core.config import Experiment, StudentSees
 from data2vec.core.data.pipeline import BrokenCounter, TrainData
 from data2vec.core.errors import CheckpointError, TrainingError
 from data2vec.core.evaluation.rank import effective_rank
+from data2vec.core.modality import Masker
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
 from data2vec.core.model.teacher import decay
-from data2vec.core.modality import Masker
 from data2vec.core.training import checkpoint
 from data2vec.core.training.engine import Engine
 from data2vec.core.training.flops import matmul_rate, step_flops

@@ -1,6 +1,7 @@
 """data2vec for images."""
 
 from data2vec.vision.config import MaskConfig, MaskKind, PositionKind, Vision
+from data2vec.vision.encoder import ImageEncoder, load_encoder
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker
@@ -9,6 +10,7 @@ __all__ = [
     "AugmentConfig",
     "BlockMasker",
     "ImageDecoder",
+    "ImageEncoder",
     "InverseBlockMasker",
     "MaskConfig",
     "MaskKind",
@@ -18,4 +20,5 @@ __all__ = [
     "RelativePositionBias",
     "SinePositions",
     "Vision",
+    "load_encoder",
 ]

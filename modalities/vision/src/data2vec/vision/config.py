@@ -12,8 +12,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from data2vec.core.batch import Batch
 from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.encoder import Frontend
@@ -22,6 +24,8 @@ from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositio
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
 from data2vec.vision.samples import write_mnist_shards
+
+_RAW_SIZE = 32  # pixels along a side of the images that the raw-pixel row of an evaluation sees
 
 
 class PositionKind(StrEnum):
@@ -156,6 +160,13 @@ class Vision(Modality):
 
     def write_sample_shards(self, folder: Path) -> None:
         write_mnist_shards(folder)
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        """(B, F) pixels, larger images averaged down to 32 x 32: probes of whole photos would not fit in memory."""
+        images = batch.inputs.float()
+        if images.shape[-1] > _RAW_SIZE:
+            images = torch.nn.functional.adaptive_avg_pool2d(images, _RAW_SIZE)
+        return images.flatten(1)
 
     def panels(self, drawn: Illustrations) -> list[Panel]:
         from data2vec.vision.panels import panels  # drawing is not needed to train

@@ -136,9 +136,10 @@ class PatchExtractor(Extractor):
         """
         shape, _ = self.grid(inputs)
         x: Tensor = self.embed(inputs)
-        if self.positions is not None:
-            x = x + self.positions(shape)
-        return Tokens(x=x, shape=shape)
+        if self.positions is None:
+            return Tokens(x=x, shape=shape)
+        positions = self.positions(shape)
+        return Tokens(x=x + positions, shape=shape, positions=positions)
 
     def grid(self, inputs: Tensor, lengths: Tensor | None = None) -> tuple[tuple[int, int], None]:
         """(h, w) of images (B, C, H, W); raises as ``forward``."""

@@ -66,6 +66,10 @@ class ImageDecoder:
         image = self._augmented(decode_image(sample, self.channels), seed)
         return Example(self._normalised(image), label)
 
+    def prepare(self, image: Image.Image) -> Tensor:
+        """(C, size, size) float32 of a PIL image, as evaluation sees it."""
+        return self._normalised(centre_crop(_converted(image, self.channels), self.size, self.crop))
+
     @cached_property
     def _steps(self) -> list[v2.Transform]:
         """The random steps that are switched on."""

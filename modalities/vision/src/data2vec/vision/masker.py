@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain, repeat
 
 import numpy as np
 import torch
@@ -23,8 +24,10 @@ from torch import Tensor
 from data2vec.core.model.random import sample_keys
 
 _ATTEMPTS = 10  # proposals for each block, as in BEiT; after as many in vain, the mask is topped up at random
-_AT_ONCE = 5  # proposals that are looked at together: fewer waste less, more need fewer steps
-_STEPS = 8  # steps for which random numbers are drawn in one go
+# Steps for which random numbers are drawn in one go, and proposals that each looks at together. Early blocks mostly
+# fit at once; later many are in vain, and few rows are left, so that looking at more costs little.
+_EARLY = 6, 3
+_LATE = 4, 10
 _UNIT = np.float32(2.0**-16)  # random numbers come in pieces of 16 bits
 
 Words = NDArray[np.uint64]
@@ -66,61 +69,84 @@ class BlockMasker:
 
     def _add_blocks(self, keys: Words, shape: tuple[int, int], hidden: int) -> Words:
         """(L, R) masks made of blocks, each of ``hidden`` patches or, where no further block fitted, fewer."""
-        bands, columns = _bands(*shape)
-        result = np.empty((len(bands), len(keys)), dtype=np.uint64)
-        rows = np.arange(len(keys))
-        mask = np.zeros_like(result)  # this and the next two hold ``rows``, those that may still take blocks
+        bands, stride, offset = _bands(*shape)
+        result = np.zeros((len(bands), len(keys)), dtype=np.uint64)
+        rows = np.arange(len(keys))  # those that may still take blocks; the next three hold them alone
+        free = np.full_like(result, ~np.uint64(0))
         remaining = np.full(len(keys), hidden)
-        failures = np.zeros(len(keys), dtype=np.int64)
-        drawn = np.empty((len(keys), 0, 0, 4), dtype=np.uint16)
-        step = 0
-        while remaining.any():
-            if np.count_nonzero(remaining) < 0.75 * len(rows):  # leave finished rows behind, but not at every step
-                result[:, rows] = mask
-                active = np.flatnonzero(remaining)
-                rows, mask, remaining, failures = rows[active], mask[:, active], remaining[active], failures[active]
-                drawn = drawn[active]
-            if step % _STEPS == 0:
-                bits = _random_bits(keys[rows], _STEPS * _AT_ONCE, first=step * _AT_ONCE)
-                drawn = bits.view(np.uint16).reshape(len(rows), _STEPS, _AT_ONCE, 4)
-            most = remaining if self.max_block is None else np.minimum(remaining, self.max_block)
-            top, left, h, w = self.propose(drawn[:, step % _STEPS].transpose(2, 0, 1) * _UNIT, most, shape)
-            boxes = bands.take(h * (shape[0] + 1) + top, axis=1)  # (L, R, A)
-            boxes &= columns.take(w * (shape[1] + 1) + left, axis=1)
-            new = np.bitwise_count(boxes & ~mask[:, :, None]).sum(0, dtype=np.int64)
-            accepted = (new > 0) & (new <= most[:, None])
-            first = accepted.argmax(1) + np.arange(0, accepted.size, _AT_ONCE)
-            added = accepted.take(first)
-            mask |= boxes.reshape(len(boxes), -1).take(first, axis=1) * added
-            failures += _AT_ONCE
-            failures *= ~added
-            remaining -= new.take(first) * added
-            remaining *= failures < _ATTEMPTS
-            step += 1
-        result[:, rows] = mask
-        return result
+        left = np.full(len(keys), _ATTEMPTS)  # proposals that may still be in vain
+        first = 0  # number of the next proposal
+        for steps, tries in chain([_EARLY], repeat(_LATE)):
+            active = np.flatnonzero(remaining)
+            if len(active) < len(rows):  # leave finished rows behind
+                result[:, rows] = ~free
+                rows, free, remaining, left = rows[active], free[:, active], remaining[active], left[active]
+            if not len(rows):
+                return result
+            drawn = self.draw(_random_words(keys[rows], steps * tries, first=first))
+            first += steps * tries
+            numbers = np.arange(tries)[:, None]
+            columns = np.arange(len(rows))
+            for step in range(steps):
+                most = remaining if self.max_block is None else np.minimum(remaining, self.max_block)
+                corner, size = self.propose(drawn[:, step * tries : (step + 1) * tries], most, shape)
+                size *= stride
+                size += corner
+                size += offset
+                halves = bands.take(size, axis=1)  # (L, 2, A, R)
+                new = halves[:, 0] & halves[:, 1]
+                new &= free[:, None]
+                gain = np.add.reduce(np.bitwise_count(new), 0, dtype=np.int64)
+                accepted = (gain > 0) & (gain <= most) & (numbers < left)
+                best = accepted.argmax(0)
+                best *= len(rows)
+                best += columns
+                added = accepted.take(best)
+                free ^= new.reshape(len(new), -1).take(best, axis=1) * added
+                remaining -= gain.take(best) * added
+                left -= tries
+                left[added] = _ATTEMPTS
+                remaining *= left > 0
+        raise AssertionError("unreachable: every row ends after finitely many blocks")
 
-    def propose(
-        self, random: Floats, most: Integers, shape: tuple[int, int]
-    ) -> tuple[Integers, Integers, Integers, Integers]:
-        """Blocks (top, left, height, width), each (R, A), inside the grid.
+    def draw(self, words: Words) -> Floats:
+        """(5, N, R) what N proposals for each of R rows need, from (N, R) random words.
+
+        Share of the range of areas, in [0, 1); root of the aspect and its inverse; vertical and horizontal place,
+        each in [0, 1).
+        """
+        low = math.log(self.min_aspect)
+        high = -low if self.max_aspect is None else math.log(self.max_aspect)
+        drawn = np.empty((5, *words.shape), dtype=np.float32)
+        pieces = words.view(np.uint16).reshape(*words.shape, 4)
+        for target, piece in zip((0, 1, 3, 4), range(4), strict=True):
+            np.multiply(pieces[..., piece], _UNIT, out=drawn[target])
+        drawn[1] *= np.float32(0.5 * (high - low))
+        drawn[1] += np.float32(0.5 * low)
+        np.exp(drawn[1], out=drawn[1])
+        np.reciprocal(drawn[1], out=drawn[2])
+        return drawn
+
+    def propose(self, drawn: Floats, most: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
+        """Blocks inside the grid: (top, left) and (height, width), each (2, A, R).
 
         Blocks that would be as high or as wide as the grid, or more, come as just that; BEiT rejects them.
 
         Args:
-            random: (4, R, A) uniform in [0, 1).
+            drawn: (5, A, R) from :meth:`draw`.
             most: (R,) largest area; where it is below ``min_block``, areas lie between the two.
             shape: (h, w) of the grid.
         """
-        low = math.log(self.min_aspect)
-        high = -low if self.max_aspect is None else math.log(self.max_aspect)
-        side = np.exp(random[1] * np.float32(0.5 * (high - low)) + np.float32(0.5 * low))  # root of the aspect
-        root = np.sqrt(self.min_block + random[0] * (most - self.min_block).astype(np.float32)[:, None])
-        h = np.minimum(np.rint(root * side), shape[0])
-        w = np.minimum(np.rint(root / side), shape[1])
-        top = (random[2] * (shape[0] + 1 - h)).astype(np.int64)
-        left = (random[3] * (shape[1] + 1 - w)).astype(np.int64)
-        return top, left, h.astype(np.int64), w.astype(np.int64)
+        limit = np.array(shape, dtype=np.float32).reshape(2, 1, 1)
+        root = drawn[0] * (most - self.min_block).astype(np.float32)
+        root += np.float32(self.min_block)
+        np.sqrt(root, out=root)
+        size = drawn[1:3] * root
+        np.rint(size, out=size)
+        np.minimum(size, limit, out=size)
+        corner = limit + np.float32(1) - size
+        corner *= drawn[3:5]
+        return corner.astype(np.int64), size.astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -145,12 +171,12 @@ class InverseBlockMasker:
         total = _positions(shape)
         keys = _mask_keys(ids, self.masks, seed=seed, update=update)
         starts = self.starts(total)
-        random = _random_bits(keys, starts, first=0).view(np.uint32)[:, ::2]
+        random = _random_words(keys, starts).view(np.uint32)[:, ::2]
         centre = (random * (total * 2.0**-32)).astype(np.int64)
         squares = _squares(height, width, self.block)
-        words = squares[centre[:, 0]]
+        words = squares[centre[0]]
         for index in range(1, starts):
-            words |= squares[centre[:, index]]
+            words |= squares[centre[index]]
         visible = _exactly(_unpack(words.T, total), total - inverse_block_hidden(self.ratio, total), keys)
         return torch.from_numpy(~visible).view(len(ids), self.masks, total).to(ids.device)
 
@@ -180,12 +206,20 @@ def _positions(shape: tuple[int, ...]) -> int:
 def _mask_keys(ids: Tensor, masks: int, *, seed: int, update: int) -> Words:
     """(R,) one random key for each mask of each sample."""
     keys = sample_keys(ids.cpu(), seed=seed, update=update).numpy().view(np.uint64)
-    return _mix(keys[:, None] + _mix(np.arange(1, masks + 1, dtype=np.uint64))).reshape(-1)
+    return _mix(keys[:, None] + _counters(masks)).reshape(-1)
 
 
-def _random_bits(keys: Words, count: int, *, first: int) -> Words:
-    """(R, count) random words: numbers ``first``, ``first`` + 1 ... of each key."""
-    return _mix(keys[:, None] + _mix(np.arange(first + 1, first + 1 + count, dtype=np.uint64)))
+def _random_words(keys: Words, count: int, *, first: int = 0) -> Words:
+    """(count, R) random words: numbers ``first``, ``first`` + 1 ... of each key."""
+    return _mix(_counters(count, first)[:, None] + keys)
+
+
+@lru_cache(maxsize=64)
+def _counters(count: int, first: int = 0) -> Words:
+    """(count,) what tells apart the random words of one key."""
+    counters = _mix(np.arange(first + 1, first + 1 + count, dtype=np.uint64))
+    counters.flags.writeable = False
+    return counters
 
 
 def _mix(x: Words) -> Words:
@@ -211,12 +245,12 @@ def _unpack(words: Words, total: int) -> NDArray[np.bool_]:
 
 
 @lru_cache(maxsize=8)
-def _bands(height: int, width: int) -> tuple[Words, Words]:
-    """The bits of rows and of columns of the grid; a block is the intersection of two.
+def _bands(height: int, width: int) -> tuple[Words, Integers, Integers]:
+    """The bits of rows and of columns of the grid, (L, ...); a block is the intersection of two bands.
 
-    ``h`` rows from ``top`` are the words ``[:, h * (height + 1) + top]`` of the first, (L, (height + 1)^2), ``w``
-    columns from ``left`` the words ``[:, w * (width + 1) + left]`` of the second. Bands as large as the grid are
-    empty: a block with one brings no new patch, so it is rejected.
+    Returns also a stride and an offset, (2, 1, 1): the band of n rows (columns) from the k-th on stands at
+    ``offset + n * stride + k``. Bands as large as the grid are empty: a block with one brings no new patch, so it is
+    rejected.
     """
 
     def along(size: int) -> NDArray[np.bool_]:
@@ -225,7 +259,9 @@ def _bands(height: int, width: int) -> tuple[Words, Words]:
 
     rows = np.repeat(along(height), width, axis=-1)
     columns = np.tile(along(width), height)
-    return np.ascontiguousarray(_pack(rows).T), np.ascontiguousarray(_pack(columns).T)
+    stride = np.array([height + 1, width + 1]).reshape(2, 1, 1)
+    offset = np.array([0, len(rows)]).reshape(2, 1, 1)
+    return np.ascontiguousarray(_pack(np.concatenate([rows, columns])).T), stride, offset
 
 
 @lru_cache(maxsize=8)
@@ -244,7 +280,8 @@ def _squares(height: int, width: int, block: int) -> Words:
 def _exactly(chosen: NDArray[np.bool_], count: int, keys: Words) -> NDArray[np.bool_]:
     """(R, T): add to or remove from each row's chosen positions at random until there are ``count``."""
     total = chosen.shape[1]
-    bits = _random_bits(~keys, -(-total // 4), first=0).view(np.uint16)[:, :total]
+    words = _mix(~keys[:, None] + _counters(-(-total // 4)))
+    bits = words.view(np.uint16)[:, :total]
     # Chosen positions score highest, chance decides among equals, and the position makes every score different.
     places = max(total - 1, 1).bit_length()
     dtype = np.int32 if places <= 14 else np.int64

@@ -55,7 +55,8 @@ def _masked_panel(originals: list[Picture], drawn: Illustrations, grid: tuple[in
             card.append((image(png(view), "image with masked patches hidden"), caption))
         cards.append(card)
     hidden = 100 * float(masks.mean())
-    several = f" Each image is seen under {count} masks; {shown} are shown." if count > 1 else ""
+    several = f" Each image is seen under {count} masks" if count > 1 else ""
+    several += f", of which {shown} are shown." if count > shown else "." if several else ""
     caption = (
         f"Hatched patches are hidden from the student, {hidden:.0f} % on average. The teacher sees the whole image, "
         f"and the student predicts the teacher's features at the hidden patches.{several}"
@@ -81,8 +82,8 @@ def _components_panel(originals: list[Picture], drawn: Illustrations, grid: tupl
 def _to_uint8(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[Picture]:
     """(B, C, H, W) normalised to B pictures (H, W, 3)."""
     x = x.detach().float().cpu()
-    scale = torch.tensor(tuple(std), dtype=torch.float32).view(1, -1, 1, 1)
-    shift = torch.tensor(tuple(mean), dtype=torch.float32).view(1, -1, 1, 1)
+    scale = torch.tensor(tuple(std)[: x.shape[1]], dtype=torch.float32).view(1, -1, 1, 1)
+    shift = torch.tensor(tuple(mean)[: x.shape[1]], dtype=torch.float32).view(1, -1, 1, 1)
     x = (x * scale + shift).clamp(0, 1)
     if x.shape[1] == 1:
         x = x.expand(-1, 3, -1, -1)
@@ -106,7 +107,7 @@ def _hide(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
 
 
 def _components(features: Tensor) -> Picture:
-    """(B, T, D) to (B, T, 3): the first three principal components, each stretched between its 1st and 99th percentile."""
+    """(B, T, D) to (B, T, 3): three principal components, each stretched from its 1st to its 99th percentile."""
     x = features.detach().float().cpu()
     b, t, d = x.shape
     flat = x.reshape(b * t, d)

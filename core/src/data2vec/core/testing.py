@@ -1,0 +1,120 @@
+"""Helpers for the test suites of this workspace: golden values of the authors' implementation, several processes."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import pickle
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Golden:
+    """``values``: every array by its key. ``meta``: the configuration of the authors' model."""
+
+    values: dict[str, Tensor]
+    meta: dict[str, Any]
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self.values[key]
+
+    def under(self, prefix: str) -> dict[str, Tensor]:
+        """The values whose key begins with ``prefix/``, without it."""
+        start = f"{prefix}/"
+        return {key.removeprefix(start): value for key, value in self.values.items() if key.startswith(start)}
+
+
+def load_golden(path: Path) -> Golden:
+    """Read a file of golden values (an ``.npz`` without objects)."""
+    with np.load(path, allow_pickle=False) as arrays:
+        values = {key: torch.from_numpy(np.array(arrays[key])) for key in arrays.files if key != "meta"}
+        return Golden(values, json.loads(str(arrays["meta"])))
+
+
+def relative_error(value: Tensor, reference: Tensor) -> float:
+    """||value - reference|| / ||reference||, in float64."""
+    value, reference = value.detach().double(), reference.detach().double()
+    return float((value - reference).norm() / reference.norm())
+
+
+def run_distributed(function: Callable[..., Any], world: int, *args: Any, timeout: float = 120.0) -> list[Any]:
+    """Call ``function(*args)`` in ``world`` new processes joined in a gloo process group of this machine.
+
+    Args:
+        function: defined at the top level of a module, which may be a test file. It returns None, tensors, numbers,
+            strings, or lists, tuples and dicts of those.
+        world: number of processes; each sees ``RANK``, ``LOCAL_RANK`` and ``WORLD_SIZE`` in its environment.
+        args: anything that pickles.
+        timeout: seconds after which all processes are killed.
+
+    Returns:
+        What each rank returned, by rank.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: a rank raised; the message holds its traceback.
+        TimeoutError: they did not finish in time.
+    """
+    source = sys.modules[function.__module__].__file__
+    assert source is not None
+    with tempfile.TemporaryDirectory() as folder:
+        call = (function.__module__, source, function.__qualname__, pickle.dumps(args))
+        context = mp.spawn(_run_rank, (world, folder, call, timeout), nprocs=world, join=False)
+        assert context is not None
+        deadline = time.monotonic() + timeout
+        try:
+            while not context.join(max(deadline - time.monotonic(), 0.0)):
+                if time.monotonic() >= deadline:
+                    raise TimeoutError(f"{function.__qualname__} on {world} ranks did not finish in {timeout:g} s")
+        finally:
+            for process in context.processes:
+                if process.is_alive():
+                    process.kill()
+                    process.join()
+        return [torch.load(Path(folder, f"rank-{rank}.pt"), weights_only=True) for rank in range(world)]
+
+
+def _run_rank(rank: int, world: int, folder: str, call: tuple[str, str, str, bytes], timeout: float) -> None:
+    module, source, qualname, arguments = call
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    if sys.platform == "linux":  # gloo would otherwise look up the host's name, which need not resolve
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+    torch.set_num_threads(1)
+    function = getattr(_module(module, source), qualname)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/store",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=timeout),
+    )
+    try:
+        torch.save(function(*pickle.loads(arguments)), Path(folder, f"rank-{rank}.pt"))
+    finally:
+        dist.destroy_process_group()
+
+
+def _module(name: str, source: str) -> ModuleType:
+    """The module that holds the function: a test file is on no import path, so it is loaded by its place."""
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, source)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
