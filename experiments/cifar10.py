@@ -1,7 +1,8 @@
 """data2vec 2.0 scaled to CIFAR-10: a ViT of 12 blocks of 384 on 64 patches of 4 x 4, for one GPU and minutes.
 
-    uv run tools/shard.py vision CIFAR10_FOLDER shards/cifar10     # class subfolders train/ and test/ as you have them
-    uv run experiments/cifar10.py data.train='shards/cifar10/train-*.tar' data.validation='shards/cifar10/test-*.tar'
+    uv run tools/shard.py vision CIFAR10/train shards/cifar10/train     # class subfolders of images
+    uv run tools/shard.py vision CIFAR10/test shards/cifar10/test
+    uv run experiments/cifar10.py data.train=shards/cifar10/train data.validation=shards/cifar10/test
 
 With `train.max_minutes=M` it saves and stops after M minutes, and the same command continues: a schedule of any
 length fits into short GPU allotments. The learning curve (kNN and linear probe of teacher and student every

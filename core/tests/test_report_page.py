@@ -47,8 +47,8 @@ class _Page(HTMLParser):
 
 def _history(count: int) -> list[dict[str, float]]:
     return [
-        {"update": 10 * u, "loss": 1 / (u + 1), "target_spread": 0.5, "prediction_spread": 0.4, "lr": 1e-3,
-         "grad_norm": 1.0 + u % 3, "decay": 0.99, "samples_per_second": 900.0, "data_wait": 0.01}
+        {"update": 10 * u, "loss": 1 / (u + 1), "target_spread": 0.5, "prediction_spread": 0.4, "learning_rate": 1e-3,
+         "gradient_norm": 1.0 + u % 3, "teacher_decay": 0.99, "samples_per_second": 900.0, "data_wait": 0.01}
         for u in range(1, count + 1)
     ]  # fmt: skip
 
@@ -103,9 +103,9 @@ def test_hostile_names_are_shown_not_run(tmp_path: Path) -> None:
         Report("no labels", evaluation=EvaluationResult((Row("teacher", 8, rank=3.0),), 20, 200, 10, 0, notes=("n",))),
         Report("no teacher", evaluation=EvaluationResult((Row("other", 8, knn=0.5),), 20, 200, 10, 5)),
         Report("no rows", evaluation=EvaluationResult((), 20, 200, 0, 0)),
-        Report("bad numbers", history=[{"update": 1, "loss": math.nan, "lr": "x"}, {"loss": 2.0}, {}]),
+        Report("bad numbers", history=[{"update": 1, "loss": math.nan, "learning_rate": "x"}, {"loss": 2.0}, {}]),
         Report("many classes", embedding=Embedding(torch.randn(60, 2), torch.arange(60))),
-        Report("zero gradient", history=[{"update": u, "grad_norm": 0.0} for u in range(40)]),
+        Report("zero gradient", history=[{"update": u, "gradient_norm": 0.0} for u in range(40)]),
     ],
     ids=lambda report: report.title,
 )

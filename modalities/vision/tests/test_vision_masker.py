@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data2vec.core.model.random import mix
+from data2vec.core.model.random import mix, sample_keys
 from data2vec.vision import masker as masker_module
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
 from data2vec.vision.masker_reference import block_mask_reference, inverse_block_mask_reference
@@ -88,6 +88,13 @@ def test_random_numbers_agree_with_cores():
     assert (ours.view(np.int64) == mix(numbers).numpy()).all()
 
 
+@settings(max_examples=30, deadline=None)
+@given(IDS, SEEDS, st.integers(0, 10**6))
+def test_sample_keys_agree_with_cores(ids, seed, update):
+    ours = masker_module._sample_keys(torch.tensor(ids), seed=seed, update=update)
+    assert (ours.view(np.int64) == sample_keys(torch.tensor(ids), seed=seed, update=update).numpy()).all()
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     GRIDS,
@@ -99,9 +106,9 @@ def test_random_numbers_agree_with_cores():
 )
 def test_proposed_blocks_keep_to_area_aspect_and_grid(shape, smallest, max_aspect, min_aspect, most, seed):
     masker = BlockMasker(min_block=smallest, min_aspect=min_aspect, max_aspect=max_aspect)
-    drawn = np.random.default_rng(seed).random((4, 3, 50), dtype=np.float32)
-    drawn[:, 0, 0], drawn[:, 0, 1] = 0.0, np.float32(65535 / 65536)  # the ends of what may be drawn
-    top, left, h, w = masker.propose(drawn, np.array([most, 1, 7]), shape)
+    words = np.random.default_rng(seed).integers(2**64, size=(50, 3), dtype=np.uint64)
+    words[0], words[1] = 0, 2**64 - 1  # the ends of what may be drawn
+    (top, left), (h, w) = masker.propose(masker.draw(words), np.array([most, 1, 7]), shape)
     assert (top >= 0).all()
     assert (left >= 0).all()
     assert (top + h <= shape[0]).all()
@@ -109,7 +116,7 @@ def test_proposed_blocks_keep_to_area_aspect_and_grid(shape, smallest, max_aspec
     # Rounding moves a side by half a patch at most.
     low, high = sorted((smallest, most))
     fits = (h < shape[0]) & (w < shape[1])
-    h, w, fits = h[0], w[0], fits[0]
+    h, w, fits = h[:, 0], w[:, 0], fits[:, 0]
     assert ((h[fits] - 0.501) * (w[fits] - 0.501) <= high).all()
     assert ((h[fits] + 0.501) * (w[fits] + 0.501) >= low).all()
     largest_aspect = max_aspect if max_aspect is not None else 1 / min_aspect

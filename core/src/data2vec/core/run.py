@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData, TrainData
@@ -24,7 +28,7 @@ from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_yaml, validate
 from data2vec.core.training import checkpoint
 from data2vec.core.training.display import ConsoleDisplay
-from data2vec.core.training.engine import TorchEngine
+from data2vec.core.training.engine import TorchEngine, choose_device
 from data2vec.core.training.run_report import write_run_report
 from data2vec.core.training.trainer import Ending, Trainer
 
@@ -33,25 +37,59 @@ _HELD_OUT = 0.1  # of the training samples, where no validation shards are named
 _FREE = (
     "train.folder", "train.resume", "train.init_from", "train.max_minutes", "train.log_every", "train.checkpoint_every",
     "train.checkpoint_minutes", "train.keep", "train.device", "train.compile", "train.micro_batch",
-    "train.activation_checkpointing", "train.min_", "train.collapse_after", "data.", "evaluation.",
+    "train.activation_checkpointing", "train.min_", "train.collapse_after", "evaluation.",
+    "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
 )  # fmt: skip
 _EXIT_INTERRUPTED = 130
 
 
 class Interruption:
-    """Turns the first Ctrl-C or SIGTERM into a request to stop, the second into an immediate exit."""
+    """What Ctrl-C and SIGTERM do while a run is active.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
+    it raises ``KeyboardInterrupt``. The second one exits at once, whatever the program does.
+    """
+
+    def __init__(self) -> None:
         self.requested = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+        self._training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def during_training(self) -> Iterator[None]:
+        """The part in which the first signal is a request that the loop looks at."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            _say("\nexiting at once\n" + ("\x1b[?25h" if sys.stderr.isatty() else ""))  # the bar hides the cursor
             os._exit(_EXIT_INTERRUPTED)
         self.requested = True
-        self.console.print("\nstopping after this update and saving; once more to exit at once", highlight=False)
+        if not self._training:
+            raise KeyboardInterrupt
+        _say("\nstopping after this update and saving; once more to exit at once\n")
+
+
+def _say(text: str) -> None:
+    """Write from a signal handler, where the buffers of ``print`` may be in use already."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())
 
 
 def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
@@ -77,6 +115,9 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
         Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
         print(error, file=sys.stderr)
         code = 2
+    except KeyboardInterrupt:
+        console.print("\ninterrupted before training began; the same command starts again")
+        code = _EXIT_INTERRUPTED
     sys.exit(code)
 
 
@@ -128,17 +169,24 @@ def run_folder(experiment: Experiment) -> Path:
 
 
 def _run(experiment: Experiment, is_sample: bool, console: Console) -> int:
-    started = time.monotonic()
     script = Path(sys.argv[0]).name
     if is_sample:
         console.print(
-            f"[bold]This is the sample variant of {script}[/] (a small model on sample data). "
-            f"The published recipe: uv run experiments/{script} data.train='SHARDS/train-{{0000..0999}}.tar'"
+            f"[bold]This is the sample variant of {escape(script)}[/] (a small model on sample data). "
+            f"The published recipe: uv run experiments/{escape(script)} data.train='SHARDS/train-{{0000..0999}}.tar'",
+            soft_wrap=True,
         )
+    with Interruption() as interruption:
+        return _train_and_evaluate(experiment, is_sample, interruption, console)
+
+
+def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: Interruption, console: Console) -> int:
+    """Everything after the settings are known; returns the exit code."""
+    started = time.monotonic()
     folder = run_folder(experiment)
+    _check_folder(folder)
+    choose_device(experiment.train.device)  # before anything is written
     saved = _find_checkpoint(experiment, folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    interruption = Interruption(console)
     if is_sample and experiment.data.train is None:
         experiment = _with_sample_data(experiment, folder / "data", console)
     train, validation = open_data(experiment, folder / "cache")
@@ -161,19 +209,67 @@ def _run(experiment: Experiment, is_sample: bool, console: Console) -> int:
         )
         if saved is not None:
             trainer.restore(saved)
-            console.print(f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}")
+            summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
-            console.print(_summary(experiment, engine, train, folder))
-        (folder / CONFIGURATION).write_text(configuration)
-        finished = saved is not None and trainer.progress.update >= experiment.train.updates
-        ending = Ending.FINISHED if finished else trainer.run()
-    if ending is not Ending.FINISHED:
-        reached = f"stopped ({ending}) at update {trainer.progress.update} of {experiment.train.updates}"
-        console.print(f"{reached}; saved in {folder}. The same command continues.", soft_wrap=True)
-        return _EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
-    _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
-    console.print(f"total time {time.monotonic() - started:.0f} s; run folder: {folder}")
+            summary = _summary(experiment, engine, train, folder)
+        console.print(summary, markup=False, soft_wrap=True)
+        _write_configuration(folder, configuration)
+        with interruption.during_training():
+            finished = saved is not None and trainer.progress.update >= experiment.train.updates
+            ending = Ending.FINISHED if finished else trainer.run()
+    if interruption.requested or ending is not Ending.FINISHED:
+        reason = Ending.INTERRUPTED if interruption.requested else ending
+        console.print(_stopped(experiment, reason, trainer, folder), markup=False, soft_wrap=True)
+        return _EXIT_INTERRUPTED if reason is Ending.INTERRUPTED else 0
+    try:
+        _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
+    except KeyboardInterrupt:
+        console.print(
+            f"\ninterrupted; the trained model is saved in {folder}. {_how_to_continue(experiment)}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+        return _EXIT_INTERRUPTED
+    except OSError as error:
+        raise Data2VecError(
+            f"{folder}: the report cannot be written ({error}); the trained model is saved. Free space or repair the "
+            "disk, then run the same command to evaluate again"
+        ) from None
+    taken = f"total time {time.monotonic() - started:.0f} s; run folder: {folder}"
+    console.print(taken, markup=False, soft_wrap=True)
     return 0
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a run's folder that cannot be made or written to, without making it.
+
+    Raises:
+        ConfigError: it is below a file, or in a folder without permission.
+    """
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "is no folder" if not place.is_dir() else "cannot be written to"
+        raise ConfigError([f"train.folder={folder}: {place} {reason}; choose another place for the run"])
+
+
+def _write_configuration(folder: Path, configuration: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIGURATION).write_text(configuration)
+    except OSError as error:
+        raise ConfigError([f"train.folder={folder}: cannot be written to ({error})"]) from None
+
+
+def _stopped(experiment: Experiment, ending: Ending, trainer: Trainer, folder: Path) -> str:
+    reached = f"stopped ({ending}) at update {trainer.progress.update} of {experiment.train.updates}"
+    return f"{reached}; saved in {folder}. {_how_to_continue(experiment)}"
+
+
+def _how_to_continue(experiment: Experiment) -> str:
+    if experiment.train.resume == "auto":
+        return "The same command continues."
+    return "The same command with train.resume=auto continues."
 
 
 def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Checkpoint | None:
@@ -217,7 +313,7 @@ def _with_sample_data(experiment: Experiment, folder: Path, console: Console) ->
         raise ConfigError(["data.train: the sample variant has one modality; name shards for several"])
     place = folder / name
     if not (place / "index.json").is_file():
-        console.print(f"writing sample shards to {place}")
+        console.print(f"writing sample shards to {place}", markup=False, soft_wrap=True)
         modality.write_sample_shards(place)
     return experiment.replace(data={"train": str(place / "train-*.tar"), "validation": str(place / "validation-*.tar")})
 
@@ -300,4 +396,4 @@ def _evaluate_and_report(
             masker=trainer.maskers[name],
             update=trainer.progress.update, seconds=trainer.progress.seconds, folder=folder,
         )  # fmt: skip
-        console.print(f"[bold]report: {report}[/] (open it in a browser)", soft_wrap=True)
+        console.print(f"[bold]report: {escape(str(report))}[/] (open it in a browser)", soft_wrap=True)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
 from torch import Tensor
 
 _FEWEST_FOR_TSNE = 30
@@ -35,6 +33,9 @@ def embedding_map(
     At most ``max_points`` samples, drawn by ``seed``, are shown; their labels come along. The same arguments give
     the same map.
     """
+    from sklearn.decomposition import PCA  # slow to import, and only the report needs it
+    from sklearn.manifold import TSNE
+
     generator = torch.Generator().manual_seed(seed)
     index = torch.randperm(len(features), generator=generator)[:max_points].sort().values
     x = features[index].double().numpy()

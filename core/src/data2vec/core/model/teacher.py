@@ -38,7 +38,9 @@ class Teacher(nn.Module):
         self.config = config
         shared = self._shared_parts(student, config.shares)
         self.encoder: Encoder = copy.deepcopy(student, {id(part): part for part in shared})
-        self._shared = {id(module) for part in shared if isinstance(part, nn.Module) for module in part.modules()}
+        ids = {id(module) for part in shared if isinstance(part, nn.Module) for module in part.modules()}
+        # By name, so that a deep copy of the whole model still knows them.
+        self._shared = {name for name, module in self.named_modules() if id(module) in ids}
         theirs = dict(student.named_parameters())
         self._names = [name for name, value in self.encoder.named_parameters() if value is not theirs[name]]
         own = dict(self.encoder.named_parameters())
@@ -59,8 +61,8 @@ class Teacher(nn.Module):
 
     def train(self, mode: bool = True) -> Self:
         """The teacher never trains: its own modules stay in evaluation mode, shared ones follow the student."""
-        for module in self.modules():
-            if id(module) not in self._shared:
+        for name, module in self.named_modules():
+            if name not in self._shared:
                 module.training = False
         return self
 
@@ -96,7 +98,7 @@ class Teacher(nn.Module):
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Shared modules in evaluation mode while the teacher uses them, then as they were."""
-        shared = [module for module in self.encoder.modules() if id(module) in self._shared and module.training]
+        shared = [module for name, module in self.named_modules() if name in self._shared and module.training]
         for module in shared:
             module.training = False
         try:

@@ -19,6 +19,8 @@ def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
     compilation, and leaves gradients, parameters and random states as they were.
     """
     gradients = {id(p): p.grad for p in model.parameters()}
+    for parameter in model.parameters():
+        parameter.grad = None  # else backward would add to it in place
     devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), FlopCounterMode(display=False) as counter:
         model(batch, mask).loss.backward()
@@ -30,7 +32,8 @@ def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Floating-point operations a second of a large matrix product: the practical limit that MFU compares with."""
     size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    generator = torch.Generator(device).manual_seed(0)  # not the global one: a resumed run would draw otherwise
+    a, b = (torch.randn(size, size, device=device, generator=generator).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(5):
         if device.type == "cuda":

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 
 from data2vec.core.config import TrainConfig
 from data2vec.core.errors import TrainingError
@@ -100,6 +99,8 @@ class Monitor:
 
     def __init__(self, folder: Path, health: HealthCheck, *, start_update: int = 0) -> None:
         """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are what a cut-off run wrote: drop them."""
+        from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
+
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         self.health = health

@@ -79,9 +79,9 @@ _CURVES = (
         {"teacher_knn": "teacher", "student_knn": "student"},
         percent=True,
     ),
-    _Curve("Learning rate", "As the schedule set it.", {"lr": "rate"}, from_zero=True),
-    _Curve("Teacher decay", "Share of the old teacher that each update keeps.", {"decay": "decay"}),
-    _Curve("Gradient norm", "Before clipping; logarithmic.", {"grad_norm": "norm"}, log=True, smooth=True),
+    _Curve("Learning rate", "As the schedule set it.", {"learning_rate": "rate"}, from_zero=True),
+    _Curve("Teacher decay", "Share of the old teacher that each update keeps.", {"teacher_decay": "decay"}),
+    _Curve("Gradient norm", "Before clipping; logarithmic.", {"gradient_norm": "norm"}, log=True, smooth=True),
     _Curve(
         "Extractor spread",
         "Standard deviation of the feature extractor's output.",

@@ -14,20 +14,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import chain, repeat
+from itertools import count as count_up
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.model.random import sample_keys
+from data2vec.core.model.random import GOLDEN, fold
 
 _ATTEMPTS = 10  # proposals for each block, as in BEiT; after as many in vain, the mask is topped up at random
-# Steps for which random numbers are drawn in one go, and proposals that each looks at together. Early blocks mostly
-# fit at once; later many are in vain, and few rows are left, so that looking at more costs little.
-_EARLY = 6, 3
-_LATE = 4, 10
+# At first most blocks fit, so every row looks at one proposal at a time, this often (less than ``_ATTEMPTS``). Later
+# many proposals are in vain and few rows are left: then each looks at all its attempts in one step.
+_SINGLE = 6
+_STEPS = 4  # steps for which random numbers are drawn in one go
+_ONE = np.float32(1)
 _UNIT = np.float32(2.0**-16)  # random numbers come in pieces of 16 bits
 
 Words = NDArray[np.uint64]
@@ -69,45 +71,66 @@ class BlockMasker:
 
     def _add_blocks(self, keys: Words, shape: tuple[int, int], hidden: int) -> Words:
         """(L, R) masks made of blocks, each of ``hidden`` patches or, where no further block fitted, fewer."""
-        bands, stride, offset = _bands(*shape)
-        result = np.zeros((len(bands), len(keys)), dtype=np.uint64)
-        rows = np.arange(len(keys))  # those that may still take blocks; the next three hold them alone
-        free = np.full_like(result, ~np.uint64(0))
-        remaining = np.full(len(keys), hidden)
-        left = np.full(len(keys), _ATTEMPTS)  # proposals that may still be in vain
-        first = 0  # number of the next proposal
-        for steps, tries in chain([_EARLY], repeat(_LATE)):
-            active = np.flatnonzero(remaining)
-            if len(active) < len(rows):  # leave finished rows behind
-                result[:, rows] = ~free
-                rows, free, remaining, left = rows[active], free[:, active], remaining[active], left[active]
-            if not len(rows):
-                return result
-            drawn = self.draw(_random_words(keys[rows], steps * tries, first=first))
-            first += steps * tries
-            numbers = np.arange(tries)[:, None]
-            columns = np.arange(len(rows))
-            for step in range(steps):
-                most = remaining if self.max_block is None else np.minimum(remaining, self.max_block)
-                corner, size = self.propose(drawn[:, step * tries : (step + 1) * tries], most, shape)
-                size *= stride
-                size += corner
-                size += offset
-                halves = bands.take(size, axis=1)  # (L, 2, A, R)
-                new = halves[:, 0] & halves[:, 1]
-                new &= free[:, None]
-                gain = np.add.reduce(np.bitwise_count(new), 0, dtype=np.int64)
-                accepted = (gain > 0) & (gain <= most) & (numbers < left)
-                best = accepted.argmax(0)
-                best *= len(rows)
-                best += columns
-                added = accepted.take(best)
-                free ^= new.reshape(len(new), -1).take(best, axis=1) * added
-                remaining -= gain.take(best) * added
-                left -= tries
-                left[added] = _ATTEMPTS
-                remaining *= left > 0
-        raise AssertionError("unreachable: every row ends after finitely many blocks")
+        count = np.min_scalar_type(shape[0] * shape[1])  # operations on narrow numbers are fast
+        remaining = np.full(len(keys), hidden, dtype=count)
+        free = np.full((-(-shape[0] * shape[1] // 64), len(keys)), ~np.uint64(0))
+        vain = np.zeros(len(keys), dtype=np.int8)  # proposals in vain since the last block
+        bands = _bands(shape[0], shape[1]), _bands(shape[1], shape[0], transposed=True)
+        drawn = self.draw(_random_words(keys, _SINGLE))
+        for number in range(_SINGLE):
+            new, gain, fits = self._look(drawn[:, number : number + 1], free, remaining, shape, bands)
+            added = fits[0]
+            free ^= new[:, 0] * added
+            remaining -= gain[0] * added
+            vain += np.int8(1)
+            vain *= ~added
+
+        result = np.empty_like(free)
+        rows = np.arange(len(keys))  # those that may still take blocks; ``free`` and ``remaining`` hold them alone
+        allowed = np.arange(_ATTEMPTS)[:, None] < _ATTEMPTS - vain
+        for step in count_up():
+            if step % _STEPS == 0:
+                active = np.flatnonzero(remaining)
+                result[:, rows] = ~free  # and leave finished rows behind
+                rows, free, remaining = rows[active], free[:, active], remaining[active]
+                if not len(rows):
+                    break
+                words = _random_words(keys[rows], _STEPS * _ATTEMPTS, first=_SINGLE + step * _ATTEMPTS)
+                drawn = self.draw(words).reshape(5, _STEPS, _ATTEMPTS, -1)
+                columns = np.arange(len(rows))
+            new, gain, fits = self._look(drawn[:, step % _STEPS], free, remaining, shape, bands)
+            if step == 0:
+                fits &= allowed[:, rows]  # from here on, a row without a block in a step has had its ten proposals
+            best = fits.argmax(0)
+            best *= len(rows)
+            best += columns
+            added = fits.take(best)
+            free ^= new.reshape(len(new), -1).take(best, axis=1) * added
+            remaining -= gain.take(best)
+            remaining *= added
+        return result
+
+    def _look(
+        self,
+        drawn: Floats,
+        free: Words,
+        remaining: NDArray[Any],
+        shape: tuple[int, int],
+        bands: tuple[Words, Words],
+    ) -> tuple[Words, NDArray[Any], NDArray[np.bool_]]:
+        """What each proposal would add: its new patches (L, A, R), how many (A, R), and whether that is acceptable."""
+        most = remaining
+        if self.max_block is not None:
+            most = np.minimum(remaining, min(self.max_block, shape[0] * shape[1]), dtype=remaining.dtype)
+        corner, size = self.propose(drawn, most, shape)
+        size *= _per_axis(*shape) + _ONE
+        size += corner
+        index = size.astype(np.int64)
+        new = bands[0].take(index[0], axis=1, mode="clip")
+        new &= bands[1].take(index[1], axis=1, mode="clip")
+        new &= free[:, None]
+        gain = np.add.reduce(np.bitwise_count(new), 0, dtype=remaining.dtype)
+        return new, gain, gain - remaining.dtype.type(1) < most  # 0 - 1 is the largest number, so 0 does not fit
 
     def draw(self, words: Words) -> Floats:
         """(5, N, R) what N proposals for each of R rows need, from (N, R) random words.
@@ -127,8 +150,8 @@ class BlockMasker:
         np.reciprocal(drawn[1], out=drawn[2])
         return drawn
 
-    def propose(self, drawn: Floats, most: Integers, shape: tuple[int, int]) -> tuple[Integers, Integers]:
-        """Blocks inside the grid: (top, left) and (height, width), each (2, A, R).
+    def propose(self, drawn: Floats, most: NDArray[Any], shape: tuple[int, int]) -> tuple[Floats, Floats]:
+        """Blocks inside the grid: (top, left) and (height, width), each (2, A, R) whole numbers.
 
         Blocks that would be as high or as wide as the grid, or more, come as just that; BEiT rejects them.
 
@@ -137,16 +160,19 @@ class BlockMasker:
             most: (R,) largest area; where it is below ``min_block``, areas lie between the two.
             shape: (h, w) of the grid.
         """
-        limit = np.array(shape, dtype=np.float32).reshape(2, 1, 1)
-        root = drawn[0] * (most - self.min_block).astype(np.float32)
+        limit = _per_axis(*shape)
+        root = most.astype(np.float32)
+        root -= np.float32(self.min_block)
+        root = drawn[0] * root
         root += np.float32(self.min_block)
         np.sqrt(root, out=root)
         size = drawn[1:3] * root
         np.rint(size, out=size)
         np.minimum(size, limit, out=size)
-        corner = limit + np.float32(1) - size
+        corner = (limit + _ONE) - size
         corner *= drawn[3:5]
-        return corner.astype(np.int64), size.astype(np.int64)
+        np.floor(corner, out=corner)
+        return corner, size
 
 
 @dataclass(frozen=True)
@@ -205,8 +231,14 @@ def _positions(shape: tuple[int, ...]) -> int:
 
 def _mask_keys(ids: Tensor, masks: int, *, seed: int, update: int) -> Words:
     """(R,) one random key for each mask of each sample."""
-    keys = sample_keys(ids.cpu(), seed=seed, update=update).numpy().view(np.uint64)
-    return _mix(keys[:, None] + _counters(masks)).reshape(-1)
+    return _mix(_sample_keys(ids, seed=seed, update=update)[:, None] + _counters(masks)).reshape(-1)
+
+
+def _sample_keys(ids: Tensor, *, seed: int, update: int) -> Words:
+    """:func:`data2vec.core.model.random.sample_keys`, several times faster for a few samples."""
+    keys = _mix(ids.cpu().numpy().view(np.uint64) + np.uint64(GOLDEN))
+    keys ^= np.uint64(fold(seed, update, 0))
+    return _mix(keys)
 
 
 def _random_words(keys: Words, count: int, *, first: int = 0) -> Words:
@@ -244,24 +276,27 @@ def _unpack(words: Words, total: int) -> NDArray[np.bool_]:
     return np.unpackbits(octets, axis=-1, count=total, bitorder="little").view(np.bool_)
 
 
-@lru_cache(maxsize=8)
-def _bands(height: int, width: int) -> tuple[Words, Integers, Integers]:
-    """The bits of rows and of columns of the grid, (L, ...); a block is the intersection of two bands.
+def _per_axis(height: int, width: int) -> np.float32 | Floats:
+    """(2, 1, 1), or one number where the grid is square: broadcasting an array takes longer."""
+    return np.float32(height) if height == width else np.array([height, width], np.float32).reshape(2, 1, 1)
 
-    Returns also a stride and an offset, (2, 1, 1): the band of n rows (columns) from the k-th on stands at
-    ``offset + n * stride + k``. Bands as large as the grid are empty: a block with one brings no new patch, so it is
-    rejected.
+
+@lru_cache(maxsize=16)
+def _bands(length: int, width: int, *, transposed: bool = False) -> Words:
+    """(L, (length + 1)^2) the bits of bands of whole lines of a grid; a block is the intersection of two bands.
+
+    ``n`` lines from the ``k``-th on are the words ``[:, n * (length + 1) + k]``. Bands as large as the grid are empty:
+    a block with one brings no new patch, so it is rejected.
+
+    Args:
+        length: number of lines.
+        width: positions of each.
+        transposed: the lines are columns, not rows.
     """
-
-    def along(size: int) -> NDArray[np.bool_]:
-        extent, start, place = np.ogrid[: size + 1, : size + 1, :size]
-        return ((place >= start) & (place < start + extent) & (extent < size)).reshape(-1, size)
-
-    rows = np.repeat(along(height), width, axis=-1)
-    columns = np.tile(along(width), height)
-    stride = np.array([height + 1, width + 1]).reshape(2, 1, 1)
-    offset = np.array([0, len(rows)]).reshape(2, 1, 1)
-    return np.ascontiguousarray(_pack(np.concatenate([rows, columns])).T), stride, offset
+    extent, start, place = np.ogrid[: length + 1, : length + 1, :length]
+    lines = ((place >= start) & (place < start + extent) & (extent < length)).reshape(-1, length)
+    patches = np.tile(lines, width) if transposed else np.repeat(lines, width, axis=-1)
+    return np.ascontiguousarray(_pack(patches).T)
 
 
 @lru_cache(maxsize=8)

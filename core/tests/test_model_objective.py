@@ -1,0 +1,108 @@
+"""The objective and the spread that shows a collapse, alone and over ranks."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
+
+from data2vec.core.model.objective import regression_loss, spread
+from data2vec.core.testing import run_distributed
+
+
+def reference_loss(prediction: Tensor, target: Tensor, beta: float, scale: float) -> Tensor:
+    """Equation 3 of paper 1, written out in float64; torch's smooth L1 has the same convention."""
+    difference = prediction.double() - target.double()
+    if beta == 0.0:
+        loss = difference.square()
+    else:
+        small = difference.abs() <= beta
+        loss = torch.where(small, 0.5 * difference.square() / beta, difference.abs() - 0.5 * beta)
+    return loss.sum(-1) * scale
+
+
+@settings(max_examples=30)
+@given(
+    seed=st.integers(0, 2**31),
+    rows=st.integers(1, 7),
+    width=st.integers(1, 9),
+    beta=st.sampled_from([0.0, 0.25, 1.0, 2.0]),
+    scale=st.sampled_from([None, 0.5, 1.0]),
+)
+def test_loss_equals_the_formula(seed: int, rows: int, width: int, beta: float, scale: float | None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    prediction, target = 2 * torch.randn(2, rows, width, generator=generator)
+    loss = regression_loss(prediction, target, beta=beta, scale=scale)
+    expected = reference_loss(prediction, target, beta, 1 / math.sqrt(width) if scale is None else scale)
+    assert loss.shape == (rows,)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_is_float32_and_has_its_gradient_in_any_precision() -> None:
+    prediction = torch.randn(3, 4, dtype=torch.bfloat16, requires_grad=True)
+    loss = regression_loss(prediction, torch.randn(3, 4), beta=1.0, scale=None)
+    loss.sum().backward()
+    assert loss.dtype == torch.float32
+    assert prediction.grad is not None
+    assert prediction.grad.dtype == torch.bfloat16
+    assert bool(prediction.grad.abs().sum() > 0)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), rows=st.integers(2, 20), width=st.integers(1, 5), offset=st.floats(-1e3, 1e3))
+def test_spread_is_the_standard_deviation(seed: int, rows: int, width: int, offset: float) -> None:
+    x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) + offset
+    expected = torch.sqrt(x.double().var(0) + 1e-6).mean()
+    torch.testing.assert_close(spread(x).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+def test_spread_of_a_collapse_and_of_one_row_is_about_zero() -> None:
+    assert float(spread(torch.full((8, 3), 5.0))) == pytest.approx(1e-3, rel=1e-4)
+    assert float(spread(torch.randn(1, 3))) == pytest.approx(1e-3, rel=1e-4)
+    x = torch.randn(4, 3, requires_grad=True)
+    assert not spread(x).requires_grad
+
+
+def _spread_of_my_rows(rows: list[Tensor]) -> dict[str, object]:
+    rank = dist.get_rank()
+    assert os.environ["RANK"] == str(rank)
+    return {"rank": rank, "world": dist.get_world_size(), "spread": spread(rows[rank])}
+
+
+def test_spread_over_ranks_is_that_of_all_rows() -> None:
+    """Two ranks that each collapsed to a point of their own have a spread; ranks may hold unequally many rows."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [torch.randn(3, 5, generator=generator) + 4, torch.randn(6, 5, generator=generator)]
+    results = run_distributed(_spread_of_my_rows, 2, rows)
+    assert [result["rank"] for result in results] == [0, 1]
+    assert [result["world"] for result in results] == [2, 2]
+    for result in results:
+        torch.testing.assert_close(result["spread"], spread(torch.cat(rows)))
+        assert float(result["spread"]) > 1.5 * float(spread(rows[0]))
+
+
+def _first_rank_fails() -> None:
+    if dist.get_rank() == 0:
+        raise ValueError("rank 0 has a reason")
+    dist.barrier()  # would wait for ever
+
+
+def _sleep() -> None:
+    time.sleep(600)
+
+
+def test_an_error_of_a_rank_and_a_hang_reach_the_caller() -> None:
+    with pytest.raises(ProcessRaisedException, match="rank 0 has a reason"):
+        run_distributed(_first_rank_fails, 2)
+    started = time.monotonic()
+    with pytest.raises(TimeoutError, match="did not finish"):
+        run_distributed(_sleep, 1, timeout=1.0)
+    assert time.monotonic() - started < 30
