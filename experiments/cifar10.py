@@ -32,6 +32,7 @@ experiment = base.replace(
     },
     transformer={"depth": 12, "width": 384, "heads": 6, "norm_order": NormOrder.PRE},
     teacher={"decay_start": 0.996, "decay_end": 0.9998, "decay_updates": 10_000},
+    loss={"cls_weight": 1.0},
     optim={"warmup": 1_000},
     train={"updates": 12_000, "batch": 512, "micro_batch": None, "checkpoint_every": 1_000},
     evaluation={"every": 2_000, "tasks": ("knn", "linear"), "batch": 1_000},

@@ -324,4 +324,8 @@ def test_bf16_autocast_keeps_targets_and_loss_in_fp32(experiment: Experiment) ->
     assert output.total.dtype == torch.float32
     output.loss.backward()
     assert float(output.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.1)
-    assert all(p.grad.dtype == torch.float32 and bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
+    assert all(
+        p.grad.dtype == torch.float32 and bool(p.grad.isfinite().all())
+        for p in model.parameters()
+        if p.grad is not None
+    )

@@ -156,7 +156,7 @@ class LossConfig:
 
     beta: float = 0.0
     scale: float | None = None
-    cls_weight: float = 0.0  # weight of the regression of the mean target by the CLS token (2.0: 0.01)
+    cls_weight: float = 0.0  # of the CLS token's regression of the mean target, averaged over rows (samples x masks)
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ class OptimConfig:
     schedule: Schedule = Schedule.COSINE
     warmup: int = 0  # updates of linear warm-up
     hold: int = 0  # tri_stage: updates at the full rate after warm-up
-    start_lr_ratio: float = 0.0  # rate at update 0 as a share of lr
-    final_lr_ratio: float = 0.0  # rate at the last update as a share of lr
+    start_lr_ratio: float = 0.0  # where warm-up starts, as a share of lr
+    final_lr_ratio: float = 0.0  # where the decay ends, as a share of lr
 
 
 @dataclass(frozen=True)

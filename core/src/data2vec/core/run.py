@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import logging
 import os
-import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, Self
 
 import torch
 from rich.console import Console
@@ -29,7 +24,7 @@ from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_
 from data2vec.core.training import checkpoint
 from data2vec.core.training.display import ConsoleDisplay
 from data2vec.core.training.engine import TorchEngine, choose_device
-from data2vec.core.training.run_report import write_run_report
+from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
 from data2vec.core.training.trainer import Ending, Trainer
 
 _HELD_OUT = 0.1  # of the training samples, where no validation shards are named
@@ -40,56 +35,6 @@ _FREE = (
     "train.activation_checkpointing", "train.min_", "train.collapse_after", "evaluation.",
     "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
 )  # fmt: skip
-_EXIT_INTERRUPTED = 130
-
-
-class Interruption:
-    """What Ctrl-C and SIGTERM do while a run is active.
-
-    The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
-    it raises ``KeyboardInterrupt``. The second one exits at once, whatever the program does.
-    """
-
-    def __init__(self) -> None:
-        self.requested = False
-        self._training = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    @contextlib.contextmanager
-    def during_training(self) -> Iterator[None]:
-        """The part in which the first signal is a request that the loop looks at."""
-        self._training = True
-        try:
-            yield
-        finally:
-            self._training = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.requested:
-            _say("\nexiting at once\n" + ("\x1b[?25h" if sys.stderr.isatty() else ""))  # the bar hides the cursor
-            os._exit(_EXIT_INTERRUPTED)
-        self.requested = True
-        if not self._training:
-            raise KeyboardInterrupt
-        _say("\nstopping after this update and saving; once more to exit at once\n")
-
-
-def _say(text: str) -> None:
-    """Write from a signal handler, where the buffers of ``print`` may be in use already."""
-    with contextlib.suppress(OSError):
-        os.write(2, text.encode())
 
 
 def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
@@ -117,7 +62,7 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
         code = 2
     except KeyboardInterrupt:
         console.print("\ninterrupted before training began; the same command starts again")
-        code = _EXIT_INTERRUPTED
+        code = EXIT_INTERRUPTED
     sys.exit(code)
 
 
@@ -220,7 +165,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     if interruption.requested or ending is not Ending.FINISHED:
         reason = Ending.INTERRUPTED if interruption.requested else ending
         console.print(_stopped(experiment, reason, trainer, folder), markup=False, soft_wrap=True)
-        return _EXIT_INTERRUPTED if reason is Ending.INTERRUPTED else 0
+        return EXIT_INTERRUPTED if reason is Ending.INTERRUPTED else 0
     try:
         _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
     except KeyboardInterrupt:
@@ -228,7 +173,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
             f"\ninterrupted; the trained model is saved in {folder}. {_how_to_continue(experiment)}",
             markup=False, soft_wrap=True,
         )  # fmt: skip
-        return _EXIT_INTERRUPTED
+        return EXIT_INTERRUPTED
     except OSError as error:
         raise Data2VecError(
             f"{folder}: the report cannot be written ({error}); the trained model is saved. Free space or repair the "
@@ -386,6 +331,8 @@ def _evaluate_and_report(
     folder: Path,
     console: Console,
 ) -> None:
+    from data2vec.core.training.run_report import write_run_report  # drawing is slow to import
+
     for name in experiment.modalities:
         console.print(f"evaluating {name} on frozen features")
         result = evaluate_model(experiment, engine.model, engine.device, name, train[name], validation[name])

@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,7 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.multiprocessing.spawn import start_processes
+from torch.multiprocessing.spawn import ProcessException, start_processes
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def run_distributed(function: Callable[..., Any], world: int, *args: Any, timeou
         What each rank returned, by rank.
 
     Raises:
-        torch.multiprocessing.ProcessRaisedException: a rank raised; the message holds its traceback.
+        RuntimeError: a rank raised; the message holds the traceback of the one that did so first.
         TimeoutError: they did not finish in time.
     """
     source = sys.modules[function.__module__].__file__
@@ -89,6 +90,10 @@ def run_distributed(function: Callable[..., Any], world: int, *args: Any, timeou
             while not context.join(max(deadline - time.monotonic(), 0.0)):
                 if time.monotonic() >= deadline:
                     raise TimeoutError(f"{function.__qualname__} on {world} ranks did not finish in {timeout:g} s")
+        except ProcessException as error:
+            reports = sorted(Path(folder).glob("error-*.txt"), key=lambda path: path.stat().st_mtime_ns)
+            # The others may have failed because their peer was gone.
+            raise RuntimeError(reports[0].read_text() if reports else str(error)) from error
         finally:
             for process in context.processes:
                 if process.is_alive():
@@ -122,6 +127,9 @@ def _run_rank(
     )
     try:
         torch.save(function(*args), Path(folder, f"rank-{rank}.pt"))
+    except BaseException:
+        Path(folder, f"error-{rank}.txt").write_text(f"rank {rank} of {world}:\n{traceback.format_exc()}")
+        raise
     finally:
         dist.destroy_process_group()
 

@@ -204,11 +204,14 @@ class Data2Vec(nn.Module):
         )
 
     def _cls_loss(self, encoded: Encoded, targets: Tensor, padding: Tensor | None, masks: int) -> Tensor:
-        """Regression of the mean target by the last prefix token, summed over channels and rows (paper 2, 3.1)."""
+        """Regression of the mean target by the last prefix token (paper 2, section 3.1), averaged over rows.
+
+        The released code sums over the rows of a GPU instead, so that its weight depends on the batch of a GPU.
+        """
         mean = Features(targets, (), padding).mean()
         prediction = encoded.x[:, encoded.prefix - 1]
         loss = regression_loss(prediction, self._repeat(mean, masks), beta=self.loss.beta, scale=self.loss.scale)
-        return loss.sum()
+        return loss.mean()
 
     @staticmethod
     def _repeat(x: Tensor, masks: int) -> Tensor:

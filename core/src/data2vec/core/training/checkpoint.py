@@ -25,7 +25,7 @@ from torch import Tensor
 from data2vec.core.errors import CheckpointError
 
 FORMAT = 1
-_NAME = re.compile(r"update-(\d{9,})")
+_NAME = re.compile(r"update-(\d{9,})(-\d+)?")  # the second number where a run went back and reached an update again
 _STATE = "state.json"
 
 
@@ -52,7 +52,7 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, *, keep: int) -> Pat
     Raises:
         CheckpointError: it could not be written; what was there before is untouched.
     """
-    final = folder / f"update-{update:09d}"
+    final = _unused(folder / f"update-{update:09d}")
     temporary = folder / f".writing-{os.getpid()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -68,22 +68,38 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, *, keep: int) -> Pat
         (temporary / _STATE).write_text(json.dumps(state, indent=1))
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
-        if final.exists():
-            shutil.rmtree(final)
         temporary.rename(final)
         _replace_text(folder / "latest", final.name + "\n")
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _unfinished(folder / "latest").unlink(missing_ok=True)
         previous = latest(folder) if folder.is_dir() else None
         kept = f"the last good one is {previous}" if previous else "there is no earlier one"
         raise CheckpointError(
             f"could not write the checkpoint of update {update} to {folder}: {error}; {kept}. "
             "Free space or repair the disk, then run the same command to continue"
         ) from None
-    for old in sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))[:-keep]:
-        if old != final:
-            shutil.rmtree(old, ignore_errors=True)
+    _prune(folder, final, keep)
     return final
+
+
+def _unused(path: Path) -> Path:
+    """The path, or with the first free number: a checkpoint is never removed before its successor is in place."""
+    number = 2
+    free = path
+    while free.exists():
+        free, number = path.with_name(f"{path.name}-{number}"), number + 1
+    return free
+
+
+def _prune(folder: Path, newest: Path, keep: int) -> None:
+    """Remove all but the ``keep`` checkpoints that were written last, and others of the newest one's update."""
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path != newest]
+    update = newest.name.split("-")[1]
+    same = [path for path in found if path.name.split("-")[1] == update]
+    others = sorted((path for path in found if path not in same), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    for path in same + others[: max(len(others) - keep + 1, 0)]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
@@ -163,8 +179,12 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f".{path.name}.writing")
+
+
 def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.writing")
+    temporary = _unfinished(path)
     temporary.write_text(text)
     _flush(temporary)
     temporary.replace(path)

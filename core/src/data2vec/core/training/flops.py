@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from data2vec.core.batch import Batch
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
+
+Shape = tuple[int, ...]
+
+
+def _attention(query: tuple[int, ...], key: tuple[int, ...], *rest: Any, **named: Any) -> int:
+    """Two products of (B, H, T, D) shapes: scores, and their mean of the values."""
+    batch, heads, length, width = query
+    return 4 * batch * heads * length * key[2] * width
+
+
+def _attention_backward(gradient: Any, query: tuple[int, ...], key: tuple[int, ...], *rest: Any, **named: Any) -> int:
+    """Five products: the scores again, and the gradients of values, scores, queries and keys."""
+    return 5 * _attention(query, key) // 2
+
+
+# torch counts its GPU attention kernels, but not those of the CPU.
+_CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
 
 
 def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
@@ -22,7 +43,10 @@ def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
     for parameter in model.parameters():
         parameter.grad = None  # else backward would add to it in place
     devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), FlopCounterMode(display=False) as counter:
+    with (
+        torch.random.fork_rng(devices=devices),
+        FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
+    ):
         model(batch, mask).loss.backward()
     for parameter in model.parameters():
         parameter.grad = gradients[id(parameter)]

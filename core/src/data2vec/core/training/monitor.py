@@ -6,6 +6,7 @@ see every update and name the component that failed first.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -148,20 +149,33 @@ class Monitor:
         return line
 
     def write(self, line: Mapping[str, float]) -> None:
-        """Write one line of values as it is; ``update`` is its step."""
-        self._file.write(json.dumps(dict(line)) + "\n")
-        self._file.flush()
-        for key, value in line.items():
-            if key != "update":
-                self._board.add_scalar(key, value, int(line["update"]))
+        """Write one line of values as it is; ``update`` is its step.
+
+        Raises:
+            TrainingError: the disk refuses it.
+        """
+        try:
+            self._file.write(json.dumps(dict(line)) + "\n")
+            self._file.flush()
+            for key, value in line.items():
+                if key != "update":
+                    self._board.add_scalar(key, value, int(line["update"]))
+        except OSError as error:
+            raise TrainingError(
+                f"{self.path}: cannot be written ({error}); free space or repair the disk, then run the same command "
+                "to continue"
+            ) from None
 
     def pause(self) -> None:
         """Call after work that is no training (evaluation, saving), so that it does not count as slow training."""
         self._since = time.perf_counter()
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        """Close the files; what the disk refuses here, it refused in :meth:`write`, which said so."""
+        with contextlib.suppress(OSError):
+            self._file.close()
+        with contextlib.suppress(OSError):
+            self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -145,7 +145,14 @@ class Trainer:
                 elif train.max_minutes and not last and time.monotonic() - started >= 60.0 * train.max_minutes:
                     ending = Ending.OUT_OF_TIME
                 stopping = last or ending is not Ending.FINISHED
-                if stopping or progress.update % train.log_every == 0:
+                minutes = train.checkpoint_minutes
+                saving = (
+                    stopping
+                    or self._due(train.checkpoint_every)
+                    or (minutes is not None and time.monotonic() - last_save >= 60.0 * minutes)
+                )
+                # Also before a save: no update is saved that has not passed the health check.
+                if saving or progress.update % train.log_every == 0:
                     known = self._known(measured)
                     if lines % _RANK_EVERY == 0 or stopping:
                         known["teacher_rank"] = self._teacher_rank(self._last_batch)
@@ -154,12 +161,7 @@ class Trainer:
                 if self.evaluate and (last or self._due(self.experiment.evaluation.every)):
                     monitor.write({"update": progress.update, **self.evaluate()})
                     monitor.pause()
-                minutes = train.checkpoint_minutes
-                if (
-                    stopping
-                    or self._due(train.checkpoint_every)
-                    or (minutes is not None and time.monotonic() - last_save >= 60.0 * minutes)
-                ):
+                if saving:
                     self.save(monitor)
                     last_save = time.monotonic()
                     monitor.pause()

@@ -1,0 +1,63 @@
+"""Ctrl-C and SIGTERM: save and stop cleanly, and at once when asked twice."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+EXIT_INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+
+
+class Interruption:
+    """What Ctrl-C and SIGTERM do while a run is active.
+
+    The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
+    it raises ``KeyboardInterrupt``. The second one exits at once, whatever the program does.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._training = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def during_training(self) -> Iterator[None]:
+        """The part in which the first signal is a request that the loop looks at."""
+        self._training = True
+        try:
+            yield
+        finally:
+            self._training = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            _say("\nexiting at once\n" + ("\x1b[?25h" if sys.stderr.isatty() else ""))  # the bar hides the cursor
+            os._exit(EXIT_INTERRUPTED)
+        self.requested = True
+        if not self._training:
+            raise KeyboardInterrupt
+        _say("\nstopping after this update and saving; once more to exit at once\n")
+
+
+def _say(text: str) -> None:
+    """Write from a signal handler, where the buffers of ``print`` may be in use already."""
+    with contextlib.suppress(OSError):
+        os.write(2, text.encode())

@@ -1,0 +1,70 @@
+"""A run as a function from images to features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from data2vec.core import Data2Vec, Experiment
+from data2vec.core.config import TargetsConfig, TransformerConfig
+from data2vec.core.errors import CheckpointError, SampleError
+from data2vec.core.overrides import to_yaml
+from data2vec.core.training import checkpoint
+from data2vec.vision import MaskConfig, Vision, load_encoder
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run that has saved one checkpoint."""
+    experiment = Experiment(
+        name="tiny",
+        modalities={"vision": Vision(image_size=16, patch_size=4, mask=MaskConfig(min_block=2))},
+        transformer=TransformerConfig(depth=2, width=16, heads=2),
+        targets=TargetsConfig(top_k=2),
+    )
+    model = Data2Vec.build(experiment)
+    folder = tmp_path / "runs" / "tiny"
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(to_yaml(experiment))
+    checkpoint.save(folder / "checkpoints", 3, checkpoint.Checkpoint({"model": model.own_state()}, {}), keep=1)
+    return folder
+
+
+def test_files_images_and_tensors_give_the_same_features(run: Path, tmp_path: Path) -> None:
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    image.save(tmp_path / "noise.png")
+    encoder = load_encoder(run, device="cpu")
+    assert encoder.run.update == 3
+    from_file = encoder([tmp_path / "noise.png"])
+    assert from_file.shape == (1, 16)
+    assert from_file.dtype is torch.float32
+    torch.testing.assert_close(encoder([image]), from_file)
+    torch.testing.assert_close(encoder(encoder.prepare([image])), from_file)
+    patches = encoder.patches([image, image])
+    assert patches.shape == (2, 4, 4, 16)
+    torch.testing.assert_close(patches[1].mean((0, 1)), from_file[0])
+
+
+def test_teacher_and_student_start_equal_and_layers_differ(run: Path) -> None:
+    image = Image.effect_noise((16, 16), 80)
+    teacher, student = (load_encoder(run, of=of, device="cpu")([image]) for of in ("teacher", "student"))
+    torch.testing.assert_close(teacher, student)
+    last = load_encoder(run, layers="last", device="cpu")([image])
+    assert not torch.allclose(teacher, last)
+
+
+def test_unusable_files_are_named(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    encoder = load_encoder(run, device="cpu")
+    with pytest.raises(SampleError, match=r"broken\.png"):
+        encoder([tmp_path / "broken.png"])
+    with pytest.raises(SampleError, match=r"absent\.png"):
+        encoder([tmp_path / "absent.png"])
+
+
+def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no run there"):
+        load_encoder(tmp_path)

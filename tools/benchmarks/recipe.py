@@ -1,0 +1,48 @@
+"""Experiments by name."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data2vec.core.config import Experiment
+from data2vec.core.errors import ConfigError
+from data2vec.core.overrides import apply_overrides
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def chosen_experiment(name: str, *, sample: bool, overrides: Sequence[str]) -> Experiment:
+    """The experiment of a file, or its sample variant, with settings changed.
+
+    Raises:
+        ConfigError: no such file, or settings that do not exist.
+    """
+    module = load_experiment(name)
+    chosen = getattr(module, "sample" if sample else "experiment", None)
+    if not isinstance(chosen, Experiment):
+        raise ConfigError([f"{name}: defines no {'sample' if sample else 'experiment'}"])
+    return apply_overrides(chosen, overrides)
+
+
+def load_experiment(name: str) -> Any:
+    """The module of ``experiments/NAME.py``, or of the file that the user names.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    path = Path(name) if name.endswith(".py") else EXPERIMENTS / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"benchmarked_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.py")))
+        raise ConfigError([f"{name}: no such experiment; choose one of {known}, or the path of a file NAME.py"])
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))  # as when the file is run: it may import its neighbours
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.resolve().parent))
+    return module
