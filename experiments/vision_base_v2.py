@@ -6,8 +6,8 @@
 Values are those of the released configuration of the base model; 375,300 updates of 16 images on each of 16 GPUs are
 75 epochs. Published result for ViT-L, 150 epochs: 86.8 % ImageNet top-1 after fine-tuning (paper 2, table 1).
 
-The released weight of the CLS loss, 0.01, multiplies a sum over the 16 images x 16 masks of a GPU; ours multiplies their
-mean, which does not depend on how a batch is split, so the same strength is 0.01 * 16 * 16.
+The released weight of the CLS loss, 0.01, multiplies a sum over the 16 images x 16 masks of a GPU; ours multiplies
+their mean, which does not depend on how a batch is split, so the same strength is 0.01 * 16 * 16.
 
 Each image is encoded once by the teacher and 16 times by the student, each time with another fifth of its patches.
 """

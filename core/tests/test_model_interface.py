@@ -177,3 +177,27 @@ def test_every_parameter_is_initialised(monkeypatch: pytest.MonkeyPatch) -> None
         "student.frontends.toy.prefix",
         "predictors.toy.layers.0.weight",
     } <= one.keys() - constant
+
+
+@pytest.mark.parametrize("shares", list(TeacherShares))
+def test_a_new_run_starts_from_another_ones_student_with_a_new_teacher(shares: TeacherShares) -> None:
+    trained, fresh = build(shares, seed=1), build(shares, seed=2)
+    fresh.start_from(trained.own_state())
+    for name, value in trained.student.state_dict().items():
+        assert torch.equal(fresh.student.state_dict()[name], value)
+        assert torch.equal(fresh.teacher.encoder.state_dict()[name], value)  # not the trained teacher, which differs
+    assert torch.equal(fresh.mask_tokens["toy"], trained.mask_tokens["toy"])
+    different = [
+        name for name, mine, theirs in trained.teacher.averaged(trained.student) if not torch.equal(mine, theirs)
+    ]
+    assert different
+
+
+def test_starting_from_another_shape_changes_nothing() -> None:
+    model = build()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state = model.own_state()
+    state["mask_tokens.toy"] = torch.zeros(3)
+    with pytest.raises(CheckpointError, match=r"mask_tokens\.toy"):
+        model.start_from(state)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -144,7 +144,7 @@ def test_lines_after_the_resumed_update_are_dropped(tmp_path: Path) -> None:
 def test_metrics_on_a_full_disk_are_one_error(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
     monitor._file.close()
-    monitor._file = Path("/dev/full").open("w")
+    monitor._file = Path("/dev/full").open("w")  # noqa: SIM115  (the monitor closes it)
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written .*No space left on device"):
         monitor.write({"update": 1, "loss": 1.0})
     monitor.close()  # its buffer still holds the line: must not raise another error over the first

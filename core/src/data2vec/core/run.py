@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import glob
 import logging
 import os
 import sys
@@ -260,7 +261,9 @@ def _with_sample_data(experiment: Experiment, folder: Path, console: Console) ->
     if not (place / "index.json").is_file():
         console.print(f"writing sample shards to {place}", markup=False, soft_wrap=True)
         modality.write_sample_shards(place)
-    return experiment.replace(data={"train": str(place / "train-*.tar"), "validation": str(place / "validation-*.tar")})
+    escaped = Path(glob.escape(str(place)))
+    names = {"train": str(escaped / "train-*.tar"), "validation": str(escaped / "validation-*.tar")}
+    return experiment.replace(data=names)
 
 
 def shard_specs(text: str, modalities: Sequence[str], key: str) -> dict[str, str]:

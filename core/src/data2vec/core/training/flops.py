@@ -6,13 +6,11 @@ import time
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.core.batch import Batch
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
-
-Shape = tuple[int, ...]
 
 
 def _attention(query: tuple[int, ...], key: tuple[int, ...], *rest: Any, **named: Any) -> int:
