@@ -236,5 +236,8 @@ def test_nothing_that_is_read_is_executed() -> None:
     assert not forbidden_calls(
         "model.eval()\ntorch.load(path, weights_only=True)\nsubprocess.run(command, shell=False)"
     )
-    found = {str(path.relative_to(ROOT)): forbidden_calls(path.read_text()) for path in python_files()}
+    # Tests may: they show that a trap that nobody springs would work.
+    files = [path for path in python_files() if "tests" not in path.relative_to(ROOT).parts]
+    assert len(files) > 50
+    found = {str(path.relative_to(ROOT)): forbidden_calls(path.read_text()) for path in files}
     assert not {name: calls for name, calls in found.items() if calls}
