@@ -21,7 +21,7 @@ from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.report import Report, write_report
 from data2vec.core.training.trainer import make_mask
 
-_SHOWN = 8  # samples in the pictures
+_DRAWN = 64  # samples that the pictures are drawn from
 _MAPPED = 1_000  # samples in the embedding map
 
 
@@ -88,7 +88,7 @@ def write_run_report(
 def _panels(
     experiment: Experiment, model: Data2Vec, device: torch.device, name: str, data: EvaluationData, masker: Masker
 ) -> list[Panel]:
-    (batch,) = islice(data.evaluation_batches(_SHOWN, _SHOWN), 1)
+    (batch,) = islice(data.evaluation_batches(_DRAWN, _DRAWN), 1)
     mask = make_mask(model, masker, batch, seed=experiment.train.seed, update=0)
     features = model.features(batch.to(device))
     drawn = Illustrations(batch, mask.hidden, features.x.cpu(), features.shape)

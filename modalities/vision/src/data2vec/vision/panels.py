@@ -17,6 +17,7 @@ from data2vec.core.pictures import gallery, image, png
 
 _SHOWN = 8
 _SHOWN_MASKS = 4
+_ENOUGH_TO_CENTRE = 32  # images whose mean at a position says what the position alone contributes
 _TARGET_SIDE = 224  # tiny images are enlarged by a whole factor to about this many pixels
 _HATCH_LIGHT, _HATCH_DARK = 226, 202
 
@@ -27,7 +28,7 @@ def panels(drawn: Illustrations, *, mean: Sequence[float], std: Sequence[float],
     """Masked inputs beside their originals, and the patch features' principal components as colours.
 
     Args:
-        drawn: ``batch.inputs`` (B, C, H, W), normalised; the first eight images are shown.
+        drawn: ``batch.inputs`` (B, C, H, W), normalised; the first eight are shown, the components are those of all.
         mean, std: of each channel, to undo the normalisation; a single value serves every channel.
         patch: side of a patch in pixels.
 
@@ -65,16 +66,19 @@ def _masked_panel(originals: list[Picture], drawn: Illustrations, grid: tuple[in
 
 
 def _components_panel(originals: list[Picture], drawn: Illustrations, grid: tuple[int, int]) -> Panel:
-    colours = _components(drawn.features[: len(originals)])
+    centred = len(drawn.features) >= _ENOUGH_TO_CENTRE
+    colours = _components(drawn.features, by_position=centred)[: len(originals)]
     cards = []
     for original, colour in zip(originals, colours, strict=True):
         side = (original.shape[0] // grid[0], original.shape[1] // grid[1])
         picture = np.repeat(np.repeat(colour.reshape(*grid, 3), side[0], axis=0), side[1], axis=1)
         cards.append([(image(png(original), "original image"), "original"),
                       (image(png(picture), "principal components of the patch features"), "features")])  # fmt: skip
+    taken_off = " What all images have in common at a place is taken off first." if centred else ""
     caption = (
-        "The first three principal components of the teacher's patch features, over all patches shown here, as red, "
-        "green and blue. Patches that the teacher finds alike have like colours, within an image and across images."
+        f"The first three principal components of the teacher's patch features, over {len(drawn.features)} images, as "
+        f"red, green and blue.{taken_off} Patches that the teacher finds alike have like colours, within an image and "
+        "across images."
     )
     return Panel("Patch features", caption, gallery(cards, columns=4))
 
@@ -106,10 +110,16 @@ def _hide(picture: Picture, mask: NDArray[np.bool_]) -> Picture:
     return np.where(covered[:, :, None], hatch[:, :, None], picture)
 
 
-def _components(features: Tensor) -> Picture:
-    """(B, T, D) to (B, T, 3): three principal components, each stretched from its 1st to its 99th percentile."""
+def _components(features: Tensor, *, by_position: bool = False) -> Picture:
+    """(B, T, D) to (B, T, 3): three principal components, each stretched from its 1st to its 99th percentile.
+
+    ``by_position`` takes off the mean of each position over the images: else the components of a model with absolute
+    positions mostly show where a patch lies.
+    """
     x = features.detach().float().cpu()
     b, t, d = x.shape
+    if by_position:
+        x = x - x.mean(dim=0)
     flat = x.reshape(b * t, d)
     flat = flat - flat.mean(dim=0)
     _, _, axes = torch.linalg.svd(flat, full_matrices=False)
