@@ -293,7 +293,7 @@ def test_the_cls_token_regresses_the_mean_target(experiment: Experiment) -> None
     output = model(batch, mask)
     encoded, _ = model.encode_masked("toy", model.student.frontend("toy").extractor(batch.inputs), mask)
     mean = model.make_targets(batch).mean(1).repeat_interleave(2, 0)
-    expected = (encoded.x[:, 0] - mean).square().sum() / WIDTH**0.5
+    expected = (encoded.x[:, 0] - mean).square().sum(-1).mean() / WIDTH**0.5
     torch.testing.assert_close(output.losses["cls"], expected.detach())
     torch.testing.assert_close(output.loss, output.losses["regression"] + 0.25 * expected)
 
