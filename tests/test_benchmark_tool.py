@@ -14,7 +14,7 @@ import pytest
 TOOL = Path(__file__).parents[1] / "tools" / "benchmark.py"
 TINY = [
     "transformer.depth=2", "transformer.width=32", "transformer.heads=2", "targets.top_k=2",
-    "vision.image_size=16", "vision.mask.min_block=2",
+    "vision.image_size=28", "vision.mask.min_block=2",
 ]  # fmt: skip
 
 

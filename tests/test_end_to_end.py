@@ -159,7 +159,7 @@ def test_a_finished_run_gives_features(finished: Finished) -> None:
     run = load_run(finished.folder, device="cpu")
     images = torch.zeros(2, 1, 28, 28)
     features = run.features(images)
-    assert features.x.shape == (2, 49, 32)
+    assert features.x.shape == (2, 16, 32)
     assert features.shape == (7, 7)
     assert torch.equal(features.x, load_run(finished.folder, device="cpu").features(images).x)
 
