@@ -123,7 +123,7 @@ class BlockMasker:
         if self.max_block is not None:
             most = np.minimum(remaining, min(self.max_block, shape[0] * shape[1]), dtype=remaining.dtype)
         corner, size = self.propose(drawn, most, shape)
-        size *= _per_axis(*shape) + _ONE
+        size *= _beyond(*shape)
         size += corner
         index = size.astype(np.int64)
         new = bands[0].take(index[0], axis=1, mode="clip")
@@ -169,7 +169,7 @@ class BlockMasker:
         size = drawn[1:3] * root
         np.rint(size, out=size)
         np.minimum(size, limit, out=size)
-        corner = (limit + _ONE) - size
+        corner = _beyond(*shape) - size
         corner *= drawn[3:5]
         np.floor(corner, out=corner)
         return corner, size
@@ -244,6 +244,12 @@ def _sample_keys(ids: Tensor, *, seed: int, update: int) -> Words:
 def _random_words(keys: Words, count: int, *, first: int = 0) -> Words:
     """(count, R) random words: numbers ``first``, ``first`` + 1 ... of each key."""
     return _mix(_counters(count, first)[:, None] + keys)
+
+
+@lru_cache(maxsize=32)
+def _beyond(height: int, width: int) -> np.float32 | Floats:
+    """One more than :func:`_per_axis`."""
+    return _per_axis(height, width) + _ONE
 
 
 @lru_cache(maxsize=64)
