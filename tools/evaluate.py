@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data2vec.core.config import Experiment
+from data2vec.core.data.assets import beside, require_same
 from data2vec.core.data.pipeline import EvaluationData, TrainData
 from data2vec.core.errors import ConfigError, Data2VecError
 from data2vec.core.evaluation.probe import check_tasks
@@ -67,6 +68,8 @@ def _evaluate(arguments: argparse.Namespace, console: Console) -> dict[str, obje
     if name not in experiment.modalities:
         raise ConfigError([f"--modality {name}: the run has {', '.join(experiment.modalities)}"])
     train, test = _data(experiment, run, arguments, name)
+    for data in (train, test):
+        require_same(run.folder, beside(data.shards, experiment.modalities[name].assets))
     console.print(
         f"{experiment.name}, update {run.update:,}: {train.total:,} samples to fit the probes, {test.total:,} to judge"
     )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data2vec.core.data.files import temporary_name, write_atomically
 from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, prefixed
 from data2vec.core.data.order import permutation
-from data2vec.core.data.shards import ShardFile, describe, index_folder, verify
+from data2vec.core.data.shards import ShardFile, describe, index_folder, measure_of, verify
 from data2vec.core.errors import Data2VecError, DataError, SampleError
 
 STATE_NAME = ".shard-state.json"
@@ -65,6 +65,7 @@ class Task:
     """One shard to write."""
 
     path: Path
+    modality: str
     items: Sequence[Any]
     encode: Callable[[Any], dict[str, bytes]]
 
@@ -120,7 +121,8 @@ def write(arguments: argparse.Namespace) -> int:
                 advance(len(results), len(tasks))
     shards = tuple(results[name].shard for name in sorted(results))
     skipped = [line for name in sorted(results) for line in results[name].skipped]
-    index = ShardIndex(source.modality, tuple(s for s in shards if s is not None), source.class_names)
+    written = tuple(shard for shard in shards if shard is not None)
+    index = ShardIndex(source.modality, written, source.class_names, measure_of(source.modality)[1])
     _tell(skipped, "skipped", sys.stderr)
     if not index.shards:
         raise DataError(f"{arguments.folder}: none of its {len(source.items)} files could be used")
@@ -128,7 +130,8 @@ def write(arguments: argparse.Namespace) -> int:
     (out / STATE_NAME).unlink(missing_ok=True)
     print(
         f"{index.samples} samples in {len(index.shards)} shards, {index.size / 1e6:.1f} MB, "
-        f"{len(index.class_names)} classes, {len(skipped)} files skipped"
+        + (f"{index.length:,} {index.length_unit}, " if index.length_unit else "")
+        + f"{len(index.class_names)} classes, {len(skipped)} files skipped"
     )
     for prefix in PREFIXES:
         if any(prefixed(shard.name, prefix) for shard in index.shards):
@@ -192,7 +195,7 @@ def _prepare(out: Path, job: str, force: bool) -> dict[str, Written]:
 
 def _intact(path: Path, info: ShardInfo) -> bool:
     try:
-        return describe(path) == info
+        return replace(describe(path), lengths=info.lengths) == info
     except DataError:
         return False
 
@@ -207,7 +210,7 @@ def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
         for shard in range(count):
             part = numbers[shard * len(numbers) // count : (shard + 1) * len(numbers) // count]
             path = arguments.out / f"{prefix}-{shard:06d}.tar"
-            tasks.append(Task(path, [source.items[number] for number in part], source.encode))
+            tasks.append(Task(path, source.modality, [source.items[number] for number in part], source.encode))
     return tasks
 
 
@@ -223,7 +226,7 @@ def _start_worker(stopping: Event) -> None:
 
 def _write_shard(task: Task) -> Written:
     """Write one shard; runs in a worker."""
-    shard = ShardFile(task.path)
+    shard = ShardFile(task.path, measure_of(task.modality)[0])
     skipped = []
     try:
         for item in task.items:
@@ -268,7 +271,7 @@ def _load_state(out: Path) -> tuple[str, dict[str, Written]]:
     try:
         state = json.loads((out / STATE_NAME).read_bytes())
         done = {
-            str(name): Written(None if entry["shard"] is None else ShardInfo(**entry["shard"]), tuple(entry["skipped"]))
+            str(name): Written(_restored(entry["shard"]), tuple(entry["skipped"]))
             for name, entry in state["shards"].items()
         }
         return str(state["job"]), done
@@ -276,6 +279,10 @@ def _load_state(out: Path) -> tuple[str, dict[str, Written]]:
         return "", {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "unknown", {}
+
+
+def _restored(entry: dict[str, Any] | None) -> ShardInfo | None:
+    return None if entry is None else ShardInfo(**{**entry, "lengths": tuple(entry["lengths"])})
 
 
 def _save_state(out: Path, job: str, results: dict[str, Written]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from data2vec.core.data import shards as shards_module
 from data2vec.core.data.index import INDEX_NAME, ShardIndex
 from data2vec.core.data.shards import ShardFile, ShardWriter, index_folder, verify
-from data2vec.core.errors import DataError
+from data2vec.core.errors import DataError, SampleError
 
 
 def write_set(folder: Path, prefix: str = "train", samples: int = 10, **settings: object) -> ShardIndex:
@@ -34,6 +35,31 @@ def test_index_counts_what_was_written(tmp_path: Path) -> None:
     assert (index.samples, index.class_names) == (10, ("a", "b"))
     assert verify(tmp_path) == []
     assert index_folder(tmp_path, "toy", ("a", "b")) == index
+
+
+def test_lengths_of_samples_are_in_the_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(members: Mapping[str, bytes]) -> int:
+        if not members["txt"].isdigit():
+            raise SampleError("no number")
+        return int(members["txt"])
+
+    monkeypatch.setattr(shards_module, "measure_of", lambda modality: (measure, "units"))
+    index = write_set(tmp_path)
+    assert [shard.lengths for shard in index.shards] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
+    assert (index.length, index.length_unit) == (45, "units")
+    assert ShardIndex.load(tmp_path) == index
+    assert verify(tmp_path) == []
+    assert index_folder(tmp_path, "toy") == index
+    with (
+        pytest.raises(SampleError, match="no number"),
+        ShardWriter(tmp_path / "other", "train", "toy") as writer,
+    ):
+        writer.write("0", {"txt": b"x"})
+    content = json.loads((tmp_path / INDEX_NAME).read_text())
+    content["shards"][0]["lengths"] = [0, 6]
+    (tmp_path / INDEX_NAME).write_text(json.dumps(content))
+    with pytest.raises(DataError, match="2 lengths for 4 samples"):
+        ShardIndex.load(tmp_path)
 
 
 def test_prefixes_share_an_index(tmp_path: Path) -> None:

@@ -97,11 +97,36 @@ def test_hides_every_position_that_is_not_padding() -> None:
     assert Mask.of(hidden, visible_only=True, padding=padding).count == 4
 
 
-def test_unequal_rows() -> None:
+def test_rows_with_fewer_visible_positions_are_filled_up() -> None:
     uneven = rows("x..", "xx.")
-    with pytest.raises(TrainingError, match="from 1 to 2"):
-        Mask.of(uneven, visible_only=True)
+    mask = Mask.of(uneven, visible_only=True)
+    assert mask.visible is not None
+    assert mask.filler is not None
+    assert mask.visible.tolist() == [[1, 2], [2, 0]]
+    assert mask.filler.tolist() == [[False, False], [False, True]]
+    back = scatter_positions(torch.ones(2, 2, 1), mask.visible, torch.zeros(2, 3, 1), mask.filler)
+    assert back.squeeze(-1).tolist() == [[0, 1, 1], [0, 0, 1]]
     assert Mask.of(uneven, visible_only=False).positions.tolist() == [0, 3, 4]
+
+
+@settings(max_examples=60)
+@given(equal_masks(), st.integers(0, 2**31))
+def test_padding_is_never_visible(hidden: Tensor, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    free = ~hidden.any(1)  # padding must not be hidden; one position of each sample stays valid and visible
+    padding = free & (torch.rand(free.shape, generator=generator) < 0.5)
+    padding[:, :1] &= ~(padding | hidden.any(1)).all(1, keepdim=True)
+    if bool(((hidden | padding.unsqueeze(1)).all(-1)).any()):
+        return
+    mask = Mask.of(hidden, visible_only=True, padding=padding)
+    assert mask.visible is not None
+    masks = hidden.shape[1]
+    filler = torch.zeros_like(mask.visible, dtype=torch.bool) if mask.filler is None else mask.filler
+    for row, (places, filled) in enumerate(zip(mask.visible.tolist(), filler.tolist(), strict=True)):
+        expected = ~(hidden.flatten(0, 1)[row] | padding[row // masks])
+        seen = [place for place, filling in zip(places, filled, strict=True) if not filling]
+        assert seen == expected.nonzero().flatten().tolist()
+        assert len(set(places)) == len(places)
 
 
 @pytest.mark.parametrize("visible_only", [False, True])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data2vec.core.config import LayerOutput, NormOrder, TransformerConfig
-from data2vec.core.model.attention import Attention, attention_mask, present_padding
+from data2vec.core.model.attention import Alibi, Attention, alibi_slopes, attention_mask, present_padding
 from data2vec.core.model.mask import gather_positions
 from data2vec.core.model.transformer import Block, DropPath, Transformer, dropped_layers
 
@@ -232,3 +232,26 @@ def test_activation_checkpointing_gives_the_same_gradients() -> None:
     for plain, recomputed in zip(*gradients, strict=True):
         assert plain is not None
         assert torch.equal(plain, recomputed)
+
+
+def test_alibi_slopes_are_those_of_the_paper() -> None:
+    assert alibi_slopes(8) == [2.0**-h for h in range(1, 9)]
+    # Press et al.: for 12 heads those of 8, then every other one of 16.
+    assert alibi_slopes(12) == [2.0**-h for h in range(1, 9)] + [2.0 ** (-0.5 * h) for h in (1, 3, 5, 7)]
+    assert len(alibi_slopes(3)) == 3
+
+
+def test_alibi_is_symmetric_and_its_scale_never_turns_it_round() -> None:
+    bias = Alibi(4, learned_scale=True)
+    assert bias.scale is not None
+    plain = Alibi(4)((6,), prefix=2)
+    assert torch.equal(bias((6,), prefix=2), plain)
+    assert plain.shape == (1, 4, 8, 8)
+    assert torch.equal(plain, plain.transpose(2, 3))
+    assert bool((plain[:, :, :2] == 0).all())
+    assert plain[0, 1, 2, 5].item() == pytest.approx(-3 * alibi_slopes(4)[1])
+    with torch.no_grad():
+        bias.scale.copy_(torch.tensor([2.0, -1.0, 0.0, 1.0]))
+    scaled = bias((6,), prefix=2)
+    assert torch.equal(scaled[0, 0], 2 * plain[0, 0])
+    assert bool((scaled[0, 1:3] == 0).all())

@@ -44,7 +44,7 @@ from data2vec.core.training.engine import TorchEngine, parameter_groups
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.schedule import learning_rate
-from data2vec.core.training.trainer import Ending, Trainer, make_mask
+from data2vec.core.training.trainer import Ending, Trainer, hide
 
 LENGTH = 6
 UPDATES = 6
@@ -581,7 +581,7 @@ def test_clipping_bounds_the_gradient() -> None:
         experiment, model = tiny()
         one = TorchEngine(model, experiment.replace(optim={"clip": clip}))
         batch = some_batch()
-        mask = make_mask(model, HalfMasker(), batch, seed=0, update=0)
+        mask = hide(model, Series(), HalfMasker(), batch, seed=0, update=0)[1]
         one.forward_backward(batch, mask, count=mask.count, update=0)
         seen: list[float] = []
         step = one.optimiser.step
@@ -659,7 +659,7 @@ def test_step_flops_are_those_counted_by_hand() -> None:
     depth, width, hidden, batch = 3, 32, 64, 4
     _, model = tiny(depth=depth, width=width, drop_path=0.0, layer_drop=0.0)
     some = some_batch(batch)
-    mask = make_mask(model, HalfMasker(), some, seed=0, update=0)
+    mask = hide(model, Series(), HalfMasker(), some, seed=0, update=0)[1]
     rows = batch * (LENGTH + 2)
     block = 2 * rows * (4 * width * width + 2 * width * hidden)
     attention = 2 * 2 * batch * (LENGTH + 2) ** 2 * width
@@ -674,7 +674,7 @@ def test_step_flops_are_those_counted_by_hand() -> None:
 def test_measuring_leaves_gradients_and_generators_alone() -> None:
     _, model = tiny()
     some = some_batch()
-    mask = make_mask(model, HalfMasker(), some, seed=0, update=0)
+    mask = hide(model, Series(), HalfMasker(), some, seed=0, update=0)[1]
     first = next(p for p in model.parameters() if p.requires_grad)
     gradient = torch.ones_like(first)
     first.grad = gradient

@@ -23,7 +23,7 @@ from data2vec.core.model.mask import Mask
 from data2vec.core.overrides import validate
 from data2vec.core.training.engine import TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
-from data2vec.core.training.trainer import make_mask
+from data2vec.core.training.trainer import hide
 from data2vec.vision import Vision
 
 _CPU_BATCH = 4  # of models as wide as base and wider, when no batch is asked for
@@ -133,12 +133,13 @@ def _variant(chosen: Experiment, switch: Switch, batch: Batch, device: torch.dev
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Data2Vec.build(chosen).to(device)
-    masker = chosen.modalities[batch.modality].build_masker()
-    few = batch.first(2)
-    flops = step_flops(model, few, make_mask(model, masker, few, seed=0, update=0).to(device)) / len(few)
+    modality = chosen.modalities[batch.modality]
+    masker = modality.build_masker()
+    few, mask = hide(model, modality, masker, batch.first(2).to("cpu"), seed=0, update=0)
+    flops = step_flops(model, few.to(device), mask.to(device)) / len(few)
     engine = TorchEngine(model, chosen.replace(train={"compile": switch, "device": str(device)}))
-    mask = make_mask(model, masker, batch, seed=0, update=0).to(device)
-    variant = Variant("compiled" if engine.compiled else "eager", engine, batch, mask)
+    read, mask = hide(model, modality, masker, batch.to("cpu"), seed=0, update=0)
+    variant = Variant("compiled" if engine.compiled else "eager", engine, read.to(device), mask.to(device))
     model.train()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

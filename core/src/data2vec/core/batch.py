@@ -25,10 +25,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Example:
-    """One decoded sample: what the extractor reads, and its class number where the shard has one."""
+    """One decoded sample: what the extractor reads, and its class number where the shard has one.
+
+    ``position_labels``: (T,) int64 class of each position (frames), -1 where unknown; None where there are none.
+    """
 
     inputs: Tensor
     label: int | None = None
+    position_labels: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,8 @@ class Batch:
     ``inputs``: (B, ...) as the modality's extractor expects. ``lengths``: (B,) valid input lengths where samples
     differ (waveform samples, tokens), else None. ``ids``: (B,) int64, one stable number per sample.
     ``labels``: (B,) int64, -1 where unknown. ``student_inputs``: what the student reads where that differs from
-    the teacher's input before any mask is applied (text with replaced tokens).
+    the teacher's input before any mask is applied (text with replaced tokens). ``position_labels``: (B, T) int64
+    classes of positions, -1 where unknown or padded, for probes of single positions.
     """
 
     modality: str
@@ -49,6 +54,7 @@ class Batch:
     student_inputs: Tensor | None = None
     keys: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()  # what was skipped while this batch was read, one line each
+    position_labels: Tensor | None = None
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -61,7 +67,7 @@ class Batch:
 
         return type(self)(
             self.modality, self.inputs[:count], self.ids[:count], self.labels[:count],
-            cut(self.lengths), cut(self.student_inputs), self.keys[:count],
+            cut(self.lengths), cut(self.student_inputs), self.keys[:count], (), cut(self.position_labels),
         )  # fmt: skip
 
     def to(self, device: torch.device | str) -> Self:
@@ -73,7 +79,7 @@ class Batch:
         return type(self)(
             self.modality, self.inputs.to(device, non_blocking=True), self.ids.to(device, non_blocking=True),
             self.labels.to(device, non_blocking=True), move(self.lengths), move(self.student_inputs),
-            self.keys, self.broken,
+            self.keys, self.broken, move(self.position_labels),
         )  # fmt: skip
 
     def pin_memory(self) -> Self:
@@ -84,7 +90,7 @@ class Batch:
 
         return type(self)(
             self.modality, self.inputs.pin_memory(), self.ids.pin_memory(), self.labels.pin_memory(),
-            pin(self.lengths), pin(self.student_inputs), self.keys, self.broken,
+            pin(self.lengths), pin(self.student_inputs), self.keys, self.broken, pin(self.position_labels),
         )  # fmt: skip
 
 

@@ -192,6 +192,11 @@ class TrainConfig:
     updates: int = 400_000
     batch: int = 2048  # samples of one update over all ranks
     micro_batch: int | None = None  # samples of one forward pass on one rank; null: batch / ranks
+    # Instead of batch and micro_batch, for samples of different lengths: input lengths (waveform samples, tokens) of
+    # one update over all ranks and of one forward pass on one rank, padding included. Samples of like length go
+    # together; needs the lengths in the shards' index.
+    batch_length: int | None = None
+    micro_length: int | None = None
     seed: int = 0
     device: str = "auto"
     precision: Precision = Precision.AUTO
@@ -208,6 +213,20 @@ class TrainConfig:
     min_target_spread: float = 0.05  # the run stops when targets or predictions vary less than this
     min_prediction_spread: float = 0.01
     collapse_after: int = 50  # update from which the spread is checked, and for how many in a row it may be low
+
+    @property
+    def micro_batches(self) -> int | None:
+        """Forward passes of one update over all ranks where ``micro_length`` decides their size, else None."""
+        if self.micro_length is None:
+            return None
+        return max(1, round((self.batch_length or self.micro_length) / self.micro_length))
+
+    @property
+    def described_batch(self) -> str:
+        """The data of one update, for people."""
+        if self.micro_length is None:
+            return f"{self.batch:,} samples"
+        return f"{(self.batch_length or self.micro_length):,} of input length"
 
 
 @dataclass(frozen=True)

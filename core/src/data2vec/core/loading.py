@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment
+from data2vec.core.data.assets import located
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.data2vec import Data2Vec, Features
 from data2vec.core.overrides import from_yaml
@@ -71,6 +72,9 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
     if saved is None:
         raise CheckpointError(f"{folder}: this run has saved no checkpoint yet; train it first")
     experiment = from_yaml(folder / CONFIGURATION)
+    experiment = experiment.replace(
+        modalities={name: located(modality, folder) for name, modality in experiment.modalities.items()}
+    )
     loaded = checkpoint.load(saved)
     with torch.random.fork_rng():
         model = Data2Vec.build(experiment)

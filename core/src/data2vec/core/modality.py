@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 from torch import Tensor
 
@@ -30,6 +30,9 @@ class Masker(Protocol):
         self, ids: Tensor, shape: tuple[int, ...], *, seed: int, update: int, lengths: Tensor | None = None
     ) -> Tensor:
         """Boolean (B, M, T), true where hidden.
+
+        How many positions a row hides depends on its own sample alone; rows of samples of equal length hide as many.
+        A masker of a modality that defines :meth:`Modality.maskable` takes its result as the keyword ``maskable``.
 
         Args:
             ids: (B,) int64 sample numbers; with ``seed`` and ``update`` they alone decide a sample's masks.
@@ -78,6 +81,8 @@ class Modality(ABC):
 
     name: ClassVar[str]
     extensions: ClassVar[tuple[str, ...]]  # shard members that hold the input, lower case
+    length_unit: ClassVar[str] = ""  # what input lengths count, where samples differ ("tokens")
+    assets: ClassVar[tuple[str, ...]] = ()  # files beside the shards that a run keeps (a tokenizer)
 
     _registry: ClassVar[dict[str, type[Modality]]] = {}
 
@@ -133,6 +138,42 @@ class Modality(ABC):
     def build_decoder(self, *, train: bool) -> Decoder:
         """With augmentation for training, without for evaluation."""
 
+    def maskable(self, batch: Batch) -> Tensor | None:
+        """(B, T) bool, the positions that may be hidden, where the input decides that (no special tokens)."""
+        return None
+
+    def student_inputs(self, batch: Batch, hidden: Tensor, *, seed: int, update: int) -> Tensor | None:
+        """What the student reads instead of ``batch.inputs``, where the input itself is masked; else None.
+
+        Args:
+            batch: B samples.
+            hidden: (B, M, T) bool.
+            seed, update: with the samples' numbers they decide every random choice.
+        """
+        return None
+
+    @staticmethod
+    def length_of(members: Mapping[str, bytes]) -> int | None:
+        """The input length of a sample, from the headers of its members; None where samples do not differ.
+
+        Raises:
+            SampleError: it cannot be told.
+        """
+        return None
+
+    @property
+    def length_range(self) -> tuple[int, int | None]:
+        """The shortest input that training uses, and the length that inputs are cropped to (None: they are not)."""
+        return 1, None
+
+    def located(self, folder: Path) -> Self:
+        """These settings with the files of ``assets`` read from ``folder``."""
+        return self
+
+    def asset_problems(self) -> list[str]:
+        """Every file of ``assets`` that does not fit the settings, one line each."""
+        return []
+
     def collate(self, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:
         """A batch of decoded samples; the default stacks equally shaped inputs."""
         return stack(self.name, samples, examples)
@@ -148,6 +189,10 @@ class Modality(ABC):
     def raw_features(self, batch: Batch) -> Tensor:
         """(B, F) the plainest representation of the input, which probes compare with (raw pixels, pooled spectra)."""
         return batch.inputs.flatten(1).float()
+
+    def raw_positions(self, batch: Batch) -> Tensor | None:
+        """(B, T, F) the plainest representation of each position, for probes of positions; None where there is none."""
+        return None
 
     raw_name: ClassVar[str] = "raw input"
 

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from data2vec.core.config import Experiment
+from data2vec.core.data.assets import beside, keep, located
 from data2vec.core.data.pipeline import EvaluationData, TrainData
 from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError
 from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
@@ -135,13 +137,14 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     saved = _find_checkpoint(experiment, folder)
     if is_sample and experiment.data.train is None:
         experiment = _with_sample_data(experiment, folder / "data", console)
+    configuration = to_yaml(experiment)  # with the place of the sample data, without that of files the run keeps
     train, validation = open_data(experiment, folder / "cache")
+    experiment = _with_assets(experiment, train, validation, folder, started=saved is not None)
     torch.manual_seed(experiment.train.seed)
     model = Data2Vec.build(experiment)
     if saved is None and experiment.train.init_from is not None:
         model.start_from(load_run(experiment.train.init_from, device="cpu").model.own_state())
     engine = TorchEngine(model, experiment)
-    configuration = to_yaml(experiment)
     with ConsoleDisplay(console, done=0) as display:
         trainer = Trainer(
             experiment,
@@ -303,6 +306,25 @@ def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData]
     return train, validation
 
 
+def _with_assets(
+    experiment: Experiment,
+    train: dict[str, TrainData],
+    validation: dict[str, EvaluationData],
+    folder: Path,
+    *,
+    started: bool,
+) -> Experiment:
+    """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there."""
+    modalities = {}
+    for name, modality in experiment.modalities.items():
+        for data in (train[name], validation[name]):
+            keep(folder, beside(data.shards, modality.assets), started=started or data is validation[name])
+        modalities[name] = located(modality, folder)
+        train[name] = replace(train[name], modality=modalities[name])
+        validation[name] = replace(validation[name], modality=modalities[name])
+    return experiment.replace(modalities=modalities)
+
+
 def _during_training(
     experiment: Experiment,
     engine: TorchEngine,
@@ -320,7 +342,7 @@ def _summary(experiment: Experiment, engine: TorchEngine, train: Mapping[str, Tr
     precision = "bf16" if engine.bf16 else "fp32"
     return (
         f"{experiment.name}: {parameters:.1f} M parameters, {samples}, {experiment.train.updates} updates of "
-        f"{experiment.train.batch} "
+        f"{experiment.train.described_batch} "
         f"on {engine.device} ({precision}{', compiled' if engine.compiled else ''}) in {folder}"
     )
 

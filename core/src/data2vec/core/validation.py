@@ -69,6 +69,8 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "train.updates": _at_least(1),
     "train.batch": _at_least(1),
     "train.micro_batch": _at_least(1),
+    "train.batch_length": _at_least(1),
+    "train.micro_length": _at_least(1),
     "train.seed": ((lambda value: 0 <= value < 2**63), "must be from 0 to below 2^63"),
     "train.device": (lambda value: _DEVICE.fullmatch(value) is not None, "must be auto, cpu, cuda or cuda:N"),
     "train.folder": _text,
@@ -198,12 +200,30 @@ def _micro_batch(experiment: Experiment) -> list[str]:
     return [f"train.micro_batch={micro}: does not divide train.batch={batch}; choose a divisor"]
 
 
+def _lengths(experiment: Experiment) -> list[str]:
+    train = experiment.train
+    if train.batch_length is not None and train.micro_length is None:
+        return [f"train.batch_length={train.batch_length}: needs train.micro_length; set it, or use train.batch"]
+    if train.micro_length is not None and train.micro_batch is not None:
+        return [
+            f"train.micro_batch={train.micro_batch}: train.micro_length={train.micro_length} decides how many samples fit "
+            "into a forward pass; set one of them to null"
+        ]
+    if train.micro_length is not None and (train.batch_length or train.micro_length) < train.micro_length:
+        return [
+            f"train.micro_length={train.micro_length}: larger than train.batch_length={train.batch_length}; "
+            "choose at most that"
+        ]
+    return []
+
+
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Experiment], list[str]]], ...] = (
     (("transformer.width", "transformer.heads"), _width),
     (("targets.top_k", "transformer.depth"), _top_k),
     (("teacher.decay_start", "teacher.decay_end"), _decay),
     (("optim.warmup", "optim.hold", "train.updates"), _schedule),
     (("train.batch", "train.micro_batch"), _micro_batch),
+    (("train.batch_length", "train.micro_length"), _lengths),
 )
 
 

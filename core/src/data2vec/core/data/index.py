@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -25,21 +25,29 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """One shard: its file name (no folder), number of samples, size in bytes, and SHA-256 of the file in hex."""
+    """One shard: its file name (no folder), number of samples, size in bytes, and SHA-256 of the file in hex.
+
+    ``lengths``: the input length of each sample, 0 where it cannot be told; empty where samples do not differ.
+    """
 
     name: str
     samples: int
     bytes: int
     sha256: str
+    lengths: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """A set of shards. ``class_names`` names the class numbers of the samples' labels; empty where there are none."""
+    """A set of shards. ``class_names`` names the class numbers of the samples' labels; empty where there are none.
+
+    ``length_unit``: what the samples' lengths count; empty where they have none.
+    """
 
     modality: str
     shards: tuple[ShardInfo, ...]
     class_names: tuple[str, ...] = ()
+    length_unit: str = ""
 
     @property
     def samples(self) -> int:
@@ -50,6 +58,11 @@ class ShardIndex:
     def size(self) -> int:
         """Bytes of all shards."""
         return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def length(self) -> int:
+        """Input lengths of all samples together."""
+        return sum(sum(shard.lengths) for shard in self.shards)
 
     def find(self, name: str) -> ShardInfo | None:
         """The entry of a shard by its file name."""
@@ -91,12 +104,13 @@ class ShardIndex:
             modality=_typed(table.get("modality"), str, source, "modality"),
             shards=shards,
             class_names=tuple(_typed(name, str, source, f"classes[{i}]") for i, name in enumerate(names)),
+            length_unit=_typed(table.get("length_unit", ""), str, source, "length_unit"),
         )
         if len({shard.name for shard in shards}) != len(shards):
             raise DataError(f"{source}: a shard is listed twice")
         totals = _typed(table.get("totals"), dict, source, "totals")
-        for key, value in (("samples", index.samples), ("bytes", index.size)):
-            if totals.get(key) != value:
+        for key, value in (("samples", index.samples), ("bytes", index.size), ("length", index.length)):
+            if totals.get(key, 0) != value:
                 raise DataError(f"{source}: totals.{key}={totals.get(key)!r}, but its shards add up to {value}")
         return index
 
@@ -106,10 +120,14 @@ class ShardIndex:
         Raises:
             DataError: it cannot be written.
         """
-        shards = [vars(shard) for shard in self.shards]
         totals = {"samples": self.samples, "bytes": self.size}
         table: dict[str, Any] = {"format": FORMAT, "modality": self.modality, "classes": list(self.class_names)}
-        content = json.dumps({**table, "totals": totals, "shards": shards}, indent=1, ensure_ascii=False) + "\n"
+        if self.length_unit:
+            table["length_unit"], totals["length"] = self.length_unit, self.length
+        head = json.dumps({**table, "totals": totals}, indent=1, ensure_ascii=False).removesuffix("\n}")
+        entries = [{k: v for k, v in vars(shard).items() if k != "lengths" or v} for shard in self.shards]
+        lines = ",\n  ".join(json.dumps(entry, ensure_ascii=False) for entry in entries)  # a line for each shard
+        content = f'{head},\n "shards": [\n  {lines}\n ]\n}}\n'
         try:
             write_atomically(folder / INDEX_NAME, content.encode("utf-8", "backslashreplace"))
         except OSError as error:
@@ -136,7 +154,7 @@ def add_to_index(folder: Path, new: ShardIndex, prefix: str) -> ShardIndex:
                 f"{folder / INDEX_NAME}: holds shards of {old.modality} with {len(old.class_names)} classes; shards of "
                 f"{new.modality} with {len(new.class_names)} other classes need another folder"
             )
-    index = ShardIndex(new.modality, tuple(sorted((*kept, *new.shards), key=lambda s: s.name)), new.class_names)
+    index = replace(new, shards=tuple(sorted((*kept, *new.shards), key=lambda s: s.name)))
     index.save(folder)
     return index
 
@@ -147,6 +165,10 @@ def _typed(value: object, kind: type[T], source: str, name: str) -> T:
     return value
 
 
+def _listed(table: dict[str, Any], source: str, name: str) -> list[Any]:
+    return _typed(table.get("lengths", []), list, source, f"{name}.lengths")
+
+
 def _shard(entry: object, source: str, name: str) -> ShardInfo:
     table = _typed(entry, dict, source, name)
     shard = ShardInfo(
@@ -154,12 +176,15 @@ def _shard(entry: object, source: str, name: str) -> ShardInfo:
         samples=_typed(table.get("samples"), int, source, f"{name}.samples"),
         bytes=_typed(table.get("bytes"), int, source, f"{name}.bytes"),
         sha256=_typed(table.get("sha256"), str, source, f"{name}.sha256"),
+        lengths=tuple(_typed(n, int, source, f"{name}.lengths") for n in _listed(table, source, name)),
     )
     # A name with a folder in it could point anywhere on the disk of whoever reads the index.
     if not re.fullmatch(r"[^/\\\x00-\x1f]+\.tar", shard.name):
         raise DataError(f"{source}: {name}.name={shard.name[:80]!r} is not the plain name of a .tar file")
     if shard.samples < 1 or shard.bytes < 1:
         raise DataError(f"{source}: {name} ({shard.name}) has {shard.samples} samples and {shard.bytes} bytes")
+    if shard.lengths and (len(shard.lengths) != shard.samples or min(shard.lengths) < 0):
+        raise DataError(f"{source}: {name} ({shard.name}) has {len(shard.lengths)} lengths for {shard.samples} samples")
     if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
         raise DataError(f"{source}: {name}.sha256={shard.sha256[:80]!r} is no SHA-256 (64 hexadecimal digits)")
     return shard

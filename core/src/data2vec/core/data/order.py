@@ -71,6 +71,7 @@ class EpochOrder:
         if self.total < 1 or shuffle_shards < 1:
             raise DataError(f"there is no order of {self.total} samples in windows of {shuffle_shards} shards")
         self.seed, self.shuffle_shards, self.shuffle = seed, shuffle_shards, shuffle
+        self.open_shards = shuffle_shards
         self._forget()
 
     def locate(self, positions: ArrayLike) -> tuple[Integers, Integers, Integers]:

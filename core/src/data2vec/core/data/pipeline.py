@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from data2vec.core.batch import Batch
 from data2vec.core.config import DataConfig
 from data2vec.core.data.fetch import ShardCache
+from data2vec.core.data.lengths import LengthBatches
 from data2vec.core.data.order import EpochOrder, Integers, permutation
 from data2vec.core.data.reading import ShardDataset, Unreadable
 from data2vec.core.data.shardset import Progress, ShardSet, open_shards
@@ -99,9 +100,26 @@ class ShardData:
             digest.update(b"all" if part is None else part.astype("<i8").tobytes())
         return digest.hexdigest()
 
-    def _dataset(self, *, train: bool) -> ShardDataset:
-        order = EpochOrder(self.counts, self.seed, self.config.shuffle_shards, shuffle=train)
+    def _dataset(self, order: EpochOrder | LengthBatches | None = None, *, train: bool) -> ShardDataset:
+        order = order or EpochOrder(self.counts, self.seed, self.config.shuffle_shards, shuffle=train)
         return ShardDataset(self.shards, self.chosen, order, self.modality, self.seed, train=train)
+
+    def lengths(self) -> list[Integers]:
+        """For each shard the input length of its samples that belong here.
+
+        Raises:
+            DataError: a shard's index does not say.
+        """
+        found = []
+        for shard, part in zip(self.shards.shards, self.chosen, strict=True):
+            if shard.info is None or not shard.info.lengths:
+                raise DataError(
+                    f"{shard.location}: no index gives the lengths of its samples, which train.micro_length needs; "
+                    f"write it with `tools/shard.py index FOLDER --modality {self.modality.name}`"
+                )
+            lengths = np.asarray(shard.info.lengths, dtype=np.int64)
+            found.append(lengths if part is None else lengths[part])
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,6 +163,27 @@ class TrainData(ShardData):
             for first in count(start_position + rank * micro_batch, world * micro_batch)
         )
         return _training_batches(dataset, positions, self.config.workers, pin_memory)
+
+    def length_batches(
+        self, start_batch: int, micro_length: int, rank: int = 0, world: int = 1, *, pin_memory: bool = False
+    ) -> Iterator[Batch]:
+        """This rank's batches of samples of like length from a batch on, without end.
+
+        Args:
+            start_batch: batches that all ranks together have taken before.
+            micro_length: input lengths of one batch, padding included.
+            rank: of ``world``; each takes every ``world``-th batch.
+            world: see ``rank``.
+            pin_memory: page-locked tensors, for a GPU.
+
+        Raises:
+            DataError: as :meth:`batches`; also a shard without lengths, or a sample longer than ``micro_length``.
+        """
+        order = LengthBatches(
+            self.lengths(), micro_length, self.seed, self.config.shuffle_shards, self.modality.length_range
+        )
+        numbers = (np.array([number], dtype=np.int64) for number in count(start_batch + rank, world))
+        return _training_batches(self._dataset(order, train=True), numbers, self.config.workers, pin_memory)
 
     def hold_out(self, share: float) -> tuple[Self, EvaluationData]:
         """Split off samples for evaluation; the split depends on the shards alone, not on the seed.

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data2vec.core.batch import Batch, Example, Sample
+from data2vec.core.data.lengths import LengthBatches
 from data2vec.core.data.order import EpochOrder, Integers, Recent
 from data2vec.core.data.shardset import ShardSet
 from data2vec.core.data.tar import TarSample, read, scan
@@ -134,7 +135,7 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         self,
         shards: ShardSet,
         chosen: Sequence[Integers | None],
-        order: EpochOrder,
+        order: EpochOrder | LengthBatches,
         modality: Modality,
         seed: int,
         *,
@@ -145,7 +146,7 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         Args:
             shards: what is read.
             chosen: for each shard the numbers of the samples that belong to this dataset, None for all.
-            order: over the chosen samples.
+            order: over the chosen samples; positions are its samples, or its batches.
             modality: decodes and collates.
             seed: with the epoch and the sample's number decides its augmentation.
             train: decode with augmentation.
@@ -153,10 +154,10 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         self.chosen, self.order, self.seed = chosen, order, seed
         self.modality = modality
         self.decoder = modality.build_decoder(train=train)
-        self.reader = SampleReader(shards, open_tables=order.shuffle_shards + 4)
+        self.reader = SampleReader(shards, open_tables=order.open_shards + 4)
 
     def __getitem__(self, positions: Integers) -> Batch | Unreadable:
-        """Read, decode and collate the samples at (B,) positions; broken ones are left out and named."""
+        """Read, decode and collate the samples at these positions; broken ones are left out and named."""
         try:
             with preserved_generators():
                 return self._batch(positions)

@@ -21,12 +21,27 @@ from webdataset.writer import TarWriter
 
 from data2vec.core.data.files import commit, temporary_name
 from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, add_to_index, prefixed
-from data2vec.core.data.tar import is_pickled, scan
-from data2vec.core.errors import DataError
+from data2vec.core.data.tar import is_pickled, read, scan
+from data2vec.core.errors import ConfigError, DataError, SampleError
+from data2vec.core.modality import Modality
 
-__all__ = ["ShardFile", "ShardIndex", "ShardInfo", "ShardWriter", "index_folder", "verify"]
+__all__ = ["ShardFile", "ShardIndex", "ShardInfo", "ShardWriter", "index_folder", "measure_of", "verify"]
 
 Progress = Callable[[int, int], None]  # (shards done, shards in all)
+Measure = Callable[[Mapping[str, bytes]], int | None]  # the input length of a sample's members
+
+
+def measure_of(modality: str) -> tuple[Measure, str]:
+    """How a modality's samples are measured, and the unit; for one that is not installed, not at all."""
+    try:
+        kind = Modality.by_name(modality)
+    except ConfigError:
+        return _unmeasured, ""
+    return kind.length_of, kind.length_unit
+
+
+def _unmeasured(members: Mapping[str, bytes]) -> int | None:
+    return None
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -53,14 +68,16 @@ class _HashedFile:
 class ShardFile:
     """One shard that is being written. It appears under its name in :meth:`finish`, whole, or not at all."""
 
-    def __init__(self, path: Path) -> None:
-        """Start a shard; what an interrupted run left of it is replaced.
+    def __init__(self, path: Path, measure: Measure = _unmeasured) -> None:
+        """Start a shard; what an interrupted run left of it is replaced. ``measure`` gives the samples' lengths.
 
         Raises:
             DataError: the folder cannot be written to.
         """
         self.path = path
         self.samples = 0
+        self._measure = measure
+        self._lengths: list[int] = []
         self._keys: set[str] = set()
         self._temporary = temporary_name(path)
         try:
@@ -84,14 +101,18 @@ class ShardFile:
 
         Raises:
             DataError: a key or extension that would not read back, or the disk is full.
+            SampleError: its length cannot be told; it is not written.
         """
         problem = _key_problem(key, members) or ("the shard has it already" if key in self._keys else None)
         if problem:
             raise DataError(f"{self.path}: sample {key!r}: {problem}")
+        length = self._measure(members)
         try:
             self._tar.write({"__key__": key, **members})
         except OSError as error:
             raise _write_error(self.path, error) from None
+        if length is not None:
+            self._lengths.append(length)
         self._keys.add(key)
         self.samples += 1
 
@@ -109,7 +130,8 @@ class ShardFile:
             commit(self._temporary, self.path)
         except OSError as error:
             raise _write_error(self.path, error) from None
-        return ShardInfo(self.path.name, self.samples, self._hashed.size, self._hashed.sha256.hexdigest())
+        digest = self._hashed.sha256.hexdigest()
+        return ShardInfo(self.path.name, self.samples, self._hashed.size, digest, tuple(self._lengths))
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -153,6 +175,7 @@ class ShardWriter:
         self.folder, self.prefix, self.modality = folder, prefix, modality
         self.samples_per_shard, self.bytes_per_shard = samples_per_shard, bytes_per_shard
         self.class_names = tuple(class_names)
+        self._measure, self._unit = measure_of(modality)
         self.index: ShardIndex | None = None  # of the whole folder, once the writer is closed
         self._shards: list[ShardInfo] = []
         self._current: ShardFile | None = None
@@ -169,7 +192,7 @@ class ShardWriter:
     def write(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append one sample; see :meth:`ShardFile.write`."""
         if self._current is None:
-            self._current = ShardFile(self.folder / f"{self.prefix}-{len(self._shards):06d}.tar")
+            self._current = ShardFile(self.folder / f"{self.prefix}-{len(self._shards):06d}.tar", self._measure)
         self._current.write(key, members)
         if self._current.samples >= self.samples_per_shard or self._current.size >= self.bytes_per_shard:
             self._finish_shard()
@@ -184,9 +207,8 @@ class ShardWriter:
             self._finish_shard()
         if not self._shards:
             raise DataError(f"{self.folder}: no sample was written to {self.prefix}-*.tar")
-        self.index = add_to_index(
-            self.folder, ShardIndex(self.modality, tuple(self._shards), self.class_names), self.prefix
-        )
+        new = ShardIndex(self.modality, tuple(self._shards), self.class_names, self._unit)
+        self.index = add_to_index(self.folder, new, self.prefix)
         return self.index
 
     def discard(self) -> None:
@@ -219,19 +241,28 @@ class ShardWriter:
             raise
 
 
-def describe(path: Path) -> ShardInfo:
-    """Count and hash a shard that lies on disk.
+def describe(path: Path, measure: Measure = _unmeasured) -> ShardInfo:
+    """Count, hash and measure a shard that lies on disk.
 
     Raises:
         DataError: it cannot be read, or is no usable shard.
     """
-    samples = len(scan(path))
+    samples = scan(path)
+    lengths: list[int | None] = []
     try:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-            return ShardInfo(path.name, samples, file.tell(), digest)
+            size = file.tell()
+            if measure is not _unmeasured:
+                for sample in samples:
+                    try:
+                        lengths.append(measure(read(file.fileno(), sample, path.name).members))
+                    except SampleError:
+                        lengths.append(0)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    known = () if None in lengths else tuple(length for length in lengths if length is not None)
+    return ShardInfo(path.name, len(samples), size, digest, known)
 
 
 def index_folder(
@@ -246,11 +277,12 @@ def index_folder(
     if not paths:
         raise DataError(f"{folder}: has no *.tar files")
     shards = []
+    measure, unit = measure_of(modality)
     for done, path in enumerate(paths):
         progress(done, len(paths))
-        shards.append(describe(path))
+        shards.append(describe(path, measure))
     progress(len(paths), len(paths))
-    index = ShardIndex(modality, tuple(shards), tuple(class_names))
+    index = ShardIndex(modality, tuple(shards), tuple(class_names), unit)
     index.save(folder)
     return index
 

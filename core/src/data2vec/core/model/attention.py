@@ -5,6 +5,7 @@ Shapes: N rows, T positions (prefix tokens included), D width, H heads.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -20,6 +21,40 @@ class AttentionBias(nn.Module, ABC):
     @abstractmethod
     def forward(self, shape: tuple[int, ...], *, prefix: int) -> Tensor:
         """(1, H, P + T, P + T) for the whole grid ``shape`` of T positions after ``prefix`` extra tokens."""
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """A slope for each head: 2^(-8 h / H) for H a power of two (Press et al. 2022, "Train short, test long").
+
+    For other numbers, as there: the slopes of the next lower power of two, then every other one of the next higher.
+    """
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * (head + 1) / power) for head in range(power)]
+    return slopes + [2.0 ** (-4.0 * (2 * head + 1) / power) for head in range(heads - power)]
+
+
+class Alibi(AttentionBias):
+    """Symmetric ALiBi: minus the distance of two positions times a slope for each head (data2vec 2.0, speech).
+
+    Args:
+        heads: H.
+        learned_scale: each head learns a factor of its slope, 1 at first and never below 0 in effect.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, heads: int, *, learned_scale: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
+        self.scale = nn.Parameter(torch.ones(heads)) if learned_scale else None
+
+    def forward(self, shape: tuple[int, ...], *, prefix: int) -> Tensor:
+        """See :class:`AttentionBias`; extra tokens before the sequence are at no distance from anything."""
+        (length,) = shape
+        places = torch.arange(length, device=self.slopes.device)
+        distance = (places[:, None] - places[None, :]).abs().to(self.slopes.dtype)
+        slopes = self.slopes if self.scale is None else self.slopes * self.scale.clamp(min=0)
+        return F.pad(-slopes[:, None, None] * distance, (prefix, 0, prefix, 0)).unsqueeze(0)
 
 
 def attention_mask(
@@ -46,13 +81,15 @@ def attention_mask(
     return bias.masked_fill(padding[:, None, None, :], float("-inf"))
 
 
-def present_padding(padding: Tensor | None, visible: Tensor | None, prefix: int) -> Tensor | None:
-    """(N, P + V) bool: the padding of the positions that are present; prefix tokens never are padding."""
-    if padding is None:
-        return None
-    if visible is not None:
+def present_padding(
+    padding: Tensor | None, visible: Tensor | None, prefix: int, filler: Tensor | None = None
+) -> Tensor | None:
+    """(N, P + V) bool: which of the present positions are padding or fillers; prefix tokens never are."""
+    if padding is not None and visible is not None:
         padding = gather_positions(padding, visible)
-    return F.pad(padding, (prefix, 0), value=False)
+    if filler is not None:
+        padding = filler if padding is None else padding | filler
+    return None if padding is None else F.pad(padding, (prefix, 0), value=False)
 
 
 class Attention(nn.Module):

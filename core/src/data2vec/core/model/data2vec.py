@@ -171,7 +171,9 @@ class Data2Vec(nn.Module):
         transformer = self.student.transformer
         rate = transformer.config.layer_drop if self.training else 0.0
         dropped = dropped_layers(rate, transformer.config.depth, seed=seed, update=update) if rate else None
-        encoded: Encoded = self.student(name, x, tokens.shape, padding=padding, visible=mask.visible, dropped=dropped)
+        encoded: Encoded = self.student(
+            name, x, tokens.shape, padding=padding, visible=mask.visible, filler=mask.filler, dropped=dropped
+        )
         return encoded, padding
 
     @torch.no_grad()

@@ -143,6 +143,7 @@ class Encoder(nn.Module):
         *,
         padding: Tensor | None = None,
         visible: Tensor | None = None,
+        filler: Tensor | None = None,
         collect: LayerOutput | None = None,
         top_k: int | None = None,
         dropped: Sequence[bool] | None = None,
@@ -155,13 +156,14 @@ class Encoder(nn.Module):
             shape: the grid of the T positions.
             padding: (B or N, T) bool or None.
             visible: (N, V) positions the encoder sees, None for all.
+            filler: (N, V) bool, where ``visible`` only fills up a row; None where nowhere. Nothing attends to these.
             collect: as in :class:`Transformer`; so are ``top_k`` and ``dropped``.
         """
         frontend = self.frontend(modality)
         prefix = frontend.prefix_tokens
         embedded = frontend.embed(x, padding, visible)
         bias = None if frontend.bias is None else frontend.bias(shape, prefix=prefix)
-        present = present_padding(padding, visible, prefix)
+        present = present_padding(padding, visible, prefix, filler)
         mask = attention_mask(bias, present, visible, prefix=prefix, dtype=embedded.dtype)
         for block in frontend.blocks:
             embedded, _ = block(embedded, mask)

@@ -19,12 +19,15 @@ class Mask:
     """M masks for each of B samples, with the indices derived from them once, on the CPU, without a device sync.
 
     ``hidden``: (B, M, T) bool, true where hidden. ``positions``: (H,) int64, the hidden positions as indices into
-    N * T. ``visible``: (N, V) int64, the other positions of every row in order, or None when the student sees all.
+    N * T. ``visible``: (N, V) int64, the valid positions of every row that are not hidden, in order, or None when the
+    student sees all. ``filler``: (N, V) bool, true where a row with fewer visible positions than V is filled up with
+    others, all different, which nothing may read; None where no row is.
     """
 
     hidden: Tensor
     positions: Tensor
     visible: Tensor | None
+    filler: Tensor | None = None
 
     @classmethod
     def of(cls, hidden: Tensor, *, visible_only: bool, padding: Tensor | None = None) -> Self:
@@ -32,11 +35,11 @@ class Mask:
 
         Args:
             hidden: (B, M, T) bool.
-            visible_only: the student's encoder will see visible positions only, so every row must hide as many.
-            padding: (B, T) bool, true on padding, to check that nothing there is hidden.
+            visible_only: the student's encoder will see visible positions only.
+            padding: (B, T) bool, true on padding, of which nothing may be hidden.
 
         Raises:
-            TrainingError: the mask hides padding, hides nothing, or rows that must hide equally many do not.
+            TrainingError: the mask hides padding, nothing of a row, or, with ``visible_only``, everything.
         """
         if hidden.dtype != torch.bool or hidden.ndim != 3:
             raise TrainingError(
@@ -48,18 +51,18 @@ class Mask:
         counts = flat.sum(1)
         if int(counts.min()) == 0:
             raise TrainingError("the masker hid no position of a sample; raise the mask ratio or use longer inputs")
-        visible = None
-        if visible_only:
-            least, most = int(counts.min()), int(counts.max())
-            if least != most:
-                raise TrainingError(
-                    f"the student sees visible positions only, but rows hide from {least} to {most} positions"
-                )
-            valid = hidden.shape[2] if padding is None else (~padding).sum(1, keepdim=True)
-            if bool((hidden.sum(2) >= valid).any()):
-                raise TrainingError("the masker hid every position; lower the mask ratio or use longer inputs")
-            visible = (~flat).nonzero()[:, 1].view(flat.shape[0], -1)
-        return cls(hidden, flat.flatten().nonzero().squeeze(1), visible)
+        positions = flat.flatten().nonzero().squeeze(1)
+        if not visible_only:
+            return cls(hidden, positions, None)
+        unseen = flat if padding is None else (hidden | padding.unsqueeze(1)).flatten(0, 1)
+        seen = (~unseen).sum(1, keepdim=True)
+        least, most = int(seen.min()), int(seen.max())
+        if least == 0:
+            raise TrainingError("the masker hid every position; lower the mask ratio or use longer inputs")
+        if least == most:
+            return cls(hidden, positions, (~unseen).nonzero()[:, 1].view(flat.shape[0], -1))
+        visible = unseen.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # what is seen comes first, in order
+        return cls(hidden, positions, visible, torch.arange(most) >= seen)
 
     @property
     def masks(self) -> int:
@@ -73,7 +76,9 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         visible = None if self.visible is None else self.visible.to(device, non_blocking=True)
-        return Mask(self.hidden.to(device, non_blocking=True), self.positions.to(device, non_blocking=True), visible)
+        filler = None if self.filler is None else self.filler.to(device, non_blocking=True)
+        hidden, positions = self.hidden.to(device, non_blocking=True), self.positions.to(device, non_blocking=True)
+        return Mask(hidden, positions, visible, filler)
 
 
 def gather_positions(x: Tensor, visible: Tensor) -> Tensor:
@@ -85,6 +90,10 @@ def gather_positions(x: Tensor, visible: Tensor) -> Tensor:
     return taken.view(rows, kept, *x.shape[2:])
 
 
-def scatter_positions(x: Tensor, visible: Tensor, filling: Tensor) -> Tensor:
-    """(N, T, D): ``filling`` with the visible positions replaced by ``x`` (N, V, D)."""
-    return filling.scatter(1, visible.unsqueeze(-1).expand_as(x), x.to(filling.dtype))
+def scatter_positions(x: Tensor, visible: Tensor, filling: Tensor, filler: Tensor | None = None) -> Tensor:
+    """(N, T, D): ``filling`` with the visible positions, but for fillers, replaced by ``x`` (N, V, D)."""
+    index = visible.unsqueeze(-1).expand_as(x)
+    x = x.to(filling.dtype)
+    if filler is not None:
+        x = torch.where(filler.unsqueeze(-1), filling.gather(1, index), x)
+    return filling.scatter(1, index, x)

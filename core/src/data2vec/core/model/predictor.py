@@ -97,7 +97,7 @@ class ConvolutionalPredictor(Predictor):
         filling = x.new_zeros(x.shape[0], mask.hidden.shape[-1], x.shape[-1])
         if self.noise:
             filling.normal_(0.0, self.noise)
-        return scatter_positions(x, mask.visible, filling)
+        return scatter_positions(x, mask.visible, filling, mask.filler)
 
     def decode(self, x: Tensor, shape: tuple[int, ...], padding: Tensor | None = None) -> Tensor:
         """(N, T, C) from (N, T, D): all convolutions, before the projection; padding counts as zeros."""

@@ -19,7 +19,7 @@ from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.overrides import tree
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.report import Report, write_report
-from data2vec.core.training.trainer import make_mask
+from data2vec.core.training.trainer import hide
 
 _DRAWN = 64  # samples that the pictures are drawn from
 _MAPPED = 1_000  # samples in the embedding map
@@ -62,7 +62,7 @@ def write_run_report(
     history = read_metrics(folder / "metrics.jsonl")
     report = Report(
         title=experiment.name,
-        subtitle=f"data2vec, {name}: {update:,} updates of {train.batch:,} samples in {_duration(seconds)}",
+        subtitle=f"data2vec, {name}: {update:,} updates of {train.described_batch} in {_duration(seconds)}",
         config=settings,
         history=history,
         thresholds={"target_spread": train.min_target_spread, "prediction_spread": train.min_prediction_spread},
@@ -74,7 +74,7 @@ def write_run_report(
         facts={
             "training time": _duration(seconds),
             "updates": f"{update:,}",
-            "samples seen": f"{update * train.batch:,}",
+            "data of one update": train.described_batch,
             "encoder parameters": f"{parameters:,}",
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
             "seed": train.seed,
@@ -89,10 +89,11 @@ def _panels(
     experiment: Experiment, model: Data2Vec, device: torch.device, name: str, data: EvaluationData, masker: Masker
 ) -> list[Panel]:
     (batch,) = islice(data.evaluation_batches(_DRAWN, _DRAWN), 1)
-    mask = make_mask(model, masker, batch, seed=experiment.train.seed, update=0)
+    modality = experiment.modalities[name]
+    batch, mask = hide(model, modality, masker, batch, seed=experiment.train.seed, update=0)
     features = model.features(batch.to(device))
     drawn = Illustrations(batch, mask.hidden, features.x.cpu(), features.shape)
-    panels: list[Panel] = experiment.modalities[name].panels(drawn)
+    panels: list[Panel] = modality.panels(drawn)
     return panels
 
 

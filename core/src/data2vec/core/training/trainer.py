@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,9 +21,9 @@ from torch import Tensor
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment, StudentSees
 from data2vec.core.data.pipeline import BrokenCounter, TrainData
-from data2vec.core.errors import CheckpointError, TrainingError
+from data2vec.core.errors import CheckpointError, ConfigError, TrainingError
 from data2vec.core.evaluation.rank import effective_rank
-from data2vec.core.modality import Masker
+from data2vec.core.modality import Masker, Modality
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
 from data2vec.core.model.teacher import decay
@@ -50,14 +50,20 @@ class Display(Protocol):
     def update(self, line: Mapping[str, float], updates: int) -> None: ...
 
 
-def make_mask(model: Data2Vec, masker: Masker, batch: Batch, *, seed: int, update: int) -> Mask:
-    """The masks of a batch on the CPU, with what the model derives from them."""
+def hide(
+    model: Data2Vec, modality: Modality, masker: Masker, batch: Batch, *, seed: int, update: int
+) -> tuple[Batch, Mask]:
+    """The masks of a batch on the CPU, with what the model derives from them, and the batch as the student reads it."""
     shape, lengths = model.student.frontend(batch.modality).extractor.grid(batch.inputs, batch.lengths)
-    hidden = masker(batch.ids, shape, seed=seed, update=update, lengths=lengths)
+    maskable = modality.maskable(batch)
+    special = {} if maskable is None else {"maskable": maskable}
+    hidden = masker(batch.ids, shape, seed=seed, update=update, lengths=lengths, **special)
     padding = None
     if lengths is not None:
         padding = torch.arange(hidden.shape[-1]) >= lengths.unsqueeze(1)
-    return Mask.of(hidden, visible_only=model.student_sees is StudentSees.VISIBLE, padding=padding)
+    mask = Mask.of(hidden, visible_only=model.student_sees is StudentSees.VISIBLE, padding=padding)
+    read = modality.student_inputs(batch, hidden, seed=seed, update=update)
+    return (batch if read is None else replace(batch, student_inputs=read)), mask
 
 
 @dataclass
@@ -100,13 +106,20 @@ class Trainer:
         self.stop_requested = stop_requested
         train = experiment.train
         self.micro_batch = train.micro_batch or train.batch // engine.world
-        self.accumulation = train.batch // (self.micro_batch * engine.world)
+        # What one update takes of a stream, whose positions count samples, or batches of like length.
+        self.taken = train.micro_batches or train.batch
+        self.accumulation = self.taken // (engine.world * (1 if train.micro_length else self.micro_batch))
+        if train.micro_length and self.taken % engine.world:
+            raise ConfigError(
+                [f"train.batch_length={train.batch_length}: {self.taken} forward passes of train.micro_length="
+                 f"{train.micro_length} cannot be shared by {engine.world} ranks; choose a multiple of both"]
+            )  # fmt: skip
         self.maskers = {name: modality.build_masker() for name, modality in experiment.modalities.items()}
         self.progress = Progress(positions=dict.fromkeys(data, 0))
         self.health = HealthCheck(train, experiment.optim.warmup)
         self.broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in self.data.items()}
         for d in self.data.values():
-            d.require(train.batch)
+            d.require(1 if train.micro_length else train.batch)
 
     @property
     def checkpoints(self) -> Path:
@@ -183,14 +196,14 @@ class Trainer:
         start = time.perf_counter()
         batches = [next(stream) for _ in range(self.accumulation)]
         waited = time.perf_counter() - start
-        masks = []
+        masked = []
         for batch in batches:
             self.broken[name].add(batch)
-            masks.append(make_mask(engine.model, self.maskers[name], batch, seed=train.seed, update=progress.update))
-        count = sum(mask.count for mask in masks)
+            masked.append(self._hide(batch, seed=train.seed, update=progress.update))
+        count = sum(mask.count for _, mask in masked)
         total = torch.zeros((), device=engine.device)
         statistics: list[dict[str, Tensor]] = []
-        for batch, mask in zip(batches, masks, strict=True):
+        for batch, mask in masked:
             moved = batch.to(engine.device)
             output = engine.forward_backward(moved, mask.to(engine.device), count=count, update=progress.update)
             total += output.total.detach()
@@ -198,11 +211,16 @@ class Trainer:
         rate = learning_rate(self.experiment.optim, progress.update, train.updates)
         norm = engine.step(rate, progress.update + 1)
         progress.update += 1
-        progress.positions[name] += train.batch
+        progress.positions[name] += self.taken
         self._last_batch = batches[-1]
         means = {key: torch.stack([s[key] for s in statistics]).mean() for key in statistics[0]}
         values = {"loss": total / count, **means, "gradient_norm": norm}
         return values, sum(len(batch) for batch in batches) * engine.world, waited
+
+    def _hide(self, batch: Batch, *, seed: int, update: int) -> tuple[Batch, Mask]:
+        name = batch.modality
+        modality, masker = self.experiment.modalities[name], self.maskers[name]
+        return hide(self.engine.model, modality, masker, batch, seed=seed, update=update)
 
     def _known(self, measured: Mapping[str, float]) -> dict[str, float]:
         update, updates = self.progress.update, self.experiment.train.updates
@@ -218,9 +236,8 @@ class Trainer:
 
     def _measure(self, batch: Batch) -> dict[str, float]:
         """Arithmetic of a sample's step and the device's rate, for TFLOP/s and MFU."""
-        engine, masker = self.engine, self.maskers[batch.modality]
-        few = batch.first(2)
-        mask = make_mask(engine.model, masker, few, seed=0, update=0)
+        engine = self.engine
+        few, mask = self._hide(batch.first(2), seed=0, update=0)
         bf16 = getattr(engine, "bf16", False)
         return {
             "flops_per_sample": step_flops(engine.model, few.to(engine.device), mask.to(engine.device)) / len(few),
@@ -237,14 +254,11 @@ class Trainer:
         return bool(every) and self.progress.update % (every or 1) == 0
 
     def _stream(self, name: str) -> Any:
-        engine = self.engine
-        return self.data[name].batches(
-            self.progress.positions[name],
-            self.micro_batch,
-            engine.rank,
-            engine.world,
-            pin_memory=engine.device.type == "cuda",
-        )
+        engine, data, start = self.engine, self.data[name], self.progress.positions[name]
+        pin, micro_length = engine.device.type == "cuda", self.experiment.train.micro_length
+        if micro_length:
+            return data.length_batches(start, micro_length, engine.rank, engine.world, pin_memory=pin)
+        return data.batches(start, self.micro_batch, engine.rank, engine.world, pin_memory=pin)
 
     def save(self, monitor: Monitor) -> Path:
         """Save everything that the next update depends on."""
