@@ -94,7 +94,7 @@ def test_features_of_every_choice_of_layers(batch: Batch, of: str) -> None:
 
 @pytest.mark.parametrize("layers", ["middle", "0", "5", 0, 5, -1, "1.5", ""])
 def test_no_such_layer(batch: Batch, layers: str | int) -> None:
-    with pytest.raises(ValueError, match=r"layers=.*choose top_k, all, last or a block from 1 to 4"):
+    with pytest.raises(ValueError, match=r"layers=.*choose top_k, all, last, extractor or a block from 1 to 4"):
         build().features(batch, layers=layers)
 
 

@@ -391,7 +391,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         (["optim.lr=0"], "optim.lr=0.0: must be greater than 0"),
         (["evaluation.tasks=[knn,guess]"], "evaluation.tasks: 'guess' is no task; choose from knn, linear, rank"),
         (["evaluation.tasks=[knn,knn]"], "evaluation.tasks: 'knn' is given 2 times"),
-        (["evaluation.layers=13"], "evaluation.layers=13: choose top_k, last, all or a layer from 1 to 12"),
+        (["evaluation.layers=13"], "evaluation.layers=13: choose top_k, last, all, extractor or a layer from 1 to 12"),
         (["train.keep=0"], "train.keep=0: must be 1 or more"),
         (["train.device=gpu 0"], "train.device=gpu 0: must be auto"),
         (["name=../../etc"], "name=../../etc: must be usable as a folder's name"),

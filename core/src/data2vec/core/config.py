@@ -238,6 +238,7 @@ class EvaluationConfig:
     neighbours: int = 20
     few_labels: int = 200
     max_samples: int = 50_000
+    max_positions: int = 10_000  # single positions (frames) that the task positions is fitted to, and judged by
     batch: int = 256
     every: int | None = None
 

@@ -190,9 +190,12 @@ class Modality(ABC):
         """(B, F) the plainest representation of the input, which probes compare with (raw pixels, pooled spectra)."""
         return batch.inputs.flatten(1).float()
 
-    def raw_positions(self, batch: Batch) -> Tensor | None:
-        """(B, T, F) the plainest representation of each position, for probes of positions; None where there is none."""
-        return None
+    def raw_positions(self, batch: Batch) -> Tensor:
+        """(B, T, F) the plainest representation of each position, where ``batch.position_labels`` has its class."""
+        raise ConfigError([f"evaluation.tasks=positions: {self.name} has no raw representation of single positions"])
+
+    # The row of an evaluation for the mean of the extractor's output (a bag of embeddings); None: no such row.
+    extractor_name: ClassVar[str | None] = None
 
     raw_name: ClassVar[str] = "raw input"
 

@@ -11,7 +11,7 @@ from data2vec.core.config import Experiment, PredictorKind, Schedule, StudentSee
 from data2vec.core.config_yaml import dump, flatten, modality_name_problems, plain
 from data2vec.core.modality import Modality
 
-TASKS = ("knn", "linear", "rank")
+TASKS = ("knn", "linear", "rank", "positions")
 """The evaluations that ``evaluation.tasks`` may name."""
 
 
@@ -86,6 +86,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "evaluation.neighbours": _at_least(1),
     "evaluation.few_labels": _at_least(1),
     "evaluation.max_samples": _at_least(1),
+    "evaluation.max_positions": _at_least(1),
     "evaluation.batch": _at_least(1),
     "evaluation.every": _at_least(1),
 }
@@ -206,8 +207,8 @@ def _lengths(experiment: Experiment) -> list[str]:
         return [f"train.batch_length={train.batch_length}: needs train.micro_length; set it, or use train.batch"]
     if train.micro_length is not None and train.micro_batch is not None:
         return [
-            f"train.micro_batch={train.micro_batch}: train.micro_length={train.micro_length} decides how many samples fit "
-            "into a forward pass; set one of them to null"
+            f"train.micro_batch={train.micro_batch}: train.micro_length={train.micro_length} decides how many samples "
+            "go into a forward pass; set one of them to null"
         ]
     if train.micro_length is not None and (train.batch_length or train.micro_length) < train.micro_length:
         return [
@@ -236,6 +237,8 @@ def _evaluation(experiment: Experiment) -> list[str]:
         elif tasks.count(task) > 1:
             found.append(f"evaluation.tasks: {task!r} is given {tasks.count(task)} times")
     is_number = layers.isascii() and layers.isdecimal()
-    if layers not in ("top_k", "last", "all") and not (is_number and 1 <= int(layers[:9]) <= max(depth, 1)):
-        found.append(f"evaluation.layers={layers}: choose top_k, last, all or a layer from 1 to {depth}")
+    if layers not in ("top_k", "last", "all", "extractor") and not (
+        is_number and 1 <= int(layers[:9]) <= max(depth, 1)
+    ):
+        found.append(f"evaluation.layers={layers}: choose top_k, last, all, extractor or a layer from 1 to {depth}")
     return found

@@ -17,7 +17,7 @@ from data2vec.core.evaluation.knn import knn_accuracy
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy
 from data2vec.core.evaluation.rank import effective_rank, spread
 
-TASKS = ("knn", "linear", "rank")
+TASKS = ("knn", "linear", "rank", "positions")
 FEW_LABEL_DRAWS = 5
 
 
@@ -26,7 +26,8 @@ class Row:
     """What one encoder scores. Accuracies are shares (0 to 1), None where not measured.
 
     ``linear_few`` and ``linear_few_std``: mean and standard deviation over class-balanced draws. ``rank``: effective
-    rank of ``dims`` dimensions; ``spread``: standard deviation over samples, mean of the dimensions.
+    rank of ``dims`` dimensions; ``spread``: standard deviation over samples, mean of the dimensions. ``positions``: a
+    linear probe of single positions.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Row:
     linear: float | None = None
     rank: float | None = None
     spread: float | None = None
+    positions: float | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class EvaluationResult:
     classes: int = 0
     majority: float | None = None
     notes: tuple[str, ...] = ()
+    position_classes: int = 0
+    position_samples: int = 0  # positions that the probe of positions was fitted to
+    position_majority: float | None = None
 
     def row(self, name: str) -> Row | None:
         """The row of that name, if there is one."""
@@ -72,6 +77,7 @@ class EvaluationResult:
             (f"kNN (k={self.neighbours})", lambda row: percent(row.knn)),
             (f"linear, {self.few_labels} labels", lambda row: percent(row.linear_few, row.linear_few_std)),
             (f"linear, {self.train_samples:,} labels", lambda row: percent(row.linear)),
+            (f"positions, {self.position_classes} classes", lambda row: percent(row.positions)),
             ("effective rank", lambda row: None if row.rank is None else f"{row.rank:.1f} of {row.dims}"),
         ]
         kept = [(title, cell) for title, cell in columns if any(cell(row) is not None for row in self.rows)]
@@ -151,7 +157,6 @@ def evaluate(
             report(f"{name}: effective rank")
             row = dataclasses.replace(row, rank=effective_rank(one.x.to(device)))
         rows.append(row)
-    counts = torch.bincount(first_test.labels) if len(first_test) else torch.zeros(0)
     return EvaluationResult(
         rows=tuple(rows),
         neighbours=config.neighbours,
@@ -159,8 +164,51 @@ def evaluate(
         train_samples=len(first_train) or len(next(iter(features_train.values()))),
         test_samples=len(first_test),
         classes=len(first_train.labels.unique()),
-        majority=float(counts.max()) / len(first_test) if len(first_test) else None,
+        majority=_majority(first_test) if len(first_test) else None,
         notes=tuple(dict.fromkeys(notes)),  # the same for every encoder, so said once
+    )
+
+
+def _majority(test: Features) -> float:
+    return float(torch.bincount(test.labels).max()) / len(test)
+
+
+def with_positions(
+    table: EvaluationResult,
+    train: Mapping[str, Features] | None,
+    test: Mapping[str, Features] | None,
+    progress: Callable[[str], None] | None = None,
+    *,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> EvaluationResult:
+    """The table with linear probes of single positions, or with a note that there are no labels of positions.
+
+    Args:
+        table: rows of encoders; those without features of positions stay as they are.
+        train, test: by encoder, from :func:`data2vec.core.evaluation.positions.position_features`.
+        progress: called with a short line before each step.
+        seed: of the choice of the penalty.
+        device: where probes are fitted.
+    """
+    if not train or not test:
+        note = "The samples carry no labels of positions, so there is no probe of positions."
+        return dataclasses.replace(table, notes=(*table.notes, note))
+    known = next(iter(train.values())).labels.unique()
+    rows = []
+    for row in table.rows:
+        if row.name in train:
+            (progress or (lambda _line: None))(f"{row.name}: probe of positions")
+            judged = test[row.name].take(torch.isin(test[row.name].labels, known).nonzero().flatten())
+            score = linear_accuracy(train[row.name], judged, seed=seed, device=device)
+            row = dataclasses.replace(row, positions=score)
+        rows.append(row)
+    return dataclasses.replace(
+        table,
+        rows=tuple(rows),
+        position_classes=len(known),
+        position_samples=len(next(iter(train.values()))),
+        position_majority=_majority(next(iter(test.values()))),
     )
 
 

@@ -13,7 +13,8 @@ from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData, TrainData
 from data2vec.core.evaluation.features import Features, extract_all
-from data2vec.core.evaluation.probe import EvaluationResult, evaluate
+from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
+from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
 from data2vec.core.model.data2vec import Data2Vec
 
 TEACHER, STUDENT, RANDOM = "teacher", "student", "random encoder"
@@ -32,20 +33,36 @@ class Evaluated:
 
 def encoders(experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> dict[str, Encode]:
     """Functions from a batch of modality ``name`` to mean-pooled features (B, F), by row of the table."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_RANDOM_SEED + experiment.train.seed)
-        untrained = Data2Vec.build(experiment).to(device).eval()
+    untrained = _untrained(experiment, device)
     modality, layers = experiment.modalities[name], experiment.evaluation.layers
 
     def of(encoder: Data2Vec, which: str) -> Encode:
         return lambda batch: encoder.features(batch, layers=layers, of=which).mean()
 
+    rows = {TEACHER: of(model, "teacher"), STUDENT: of(model, "student"), RANDOM: of(untrained, "teacher")}
+    if modality.extractor_name is not None:
+        rows[modality.extractor_name] = lambda batch: model.features(batch, layers="extractor", of="student").mean()
+    return {**rows, modality.raw_name: modality.raw_features}
+
+
+def position_encoders(experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> dict[str, Encode]:
+    """Functions from a batch to the features of every position (B, T, D), by row of the table."""
+    untrained = _untrained(experiment, device)
+    modality, layers = experiment.modalities[name], experiment.evaluation.layers
+
+    def of(encoder: Data2Vec, which: str) -> Encode:
+        return lambda batch: encoder.features(batch, layers=layers, of=which).x
+
     return {
-        TEACHER: of(model, "teacher"),
-        STUDENT: of(model, "student"),
-        RANDOM: of(untrained, "teacher"),
-        modality.raw_name: modality.raw_features,
-    }
+        TEACHER: of(model, "teacher"), STUDENT: of(model, "student"), RANDOM: of(untrained, "teacher"),
+        modality.raw_name: modality.raw_positions,
+    }  # fmt: skip
+
+
+def _untrained(experiment: Experiment, device: torch.device) -> Data2Vec:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_RANDOM_SEED + experiment.train.seed)
+        return Data2Vec.build(experiment).to(device).eval()
 
 
 def evaluate_model(
@@ -74,7 +91,18 @@ def evaluate_model(
     functions = encoders(experiment, model, device, name)
     seen = features(experiment, functions, device, train.for_evaluation())
     judged = features(experiment, functions, device, test)
-    table = evaluate(seen, judged, experiment.evaluation, progress, seed=experiment.train.seed, device=device)
+    seed, config = experiment.train.seed, experiment.evaluation
+    table = evaluate(seen, judged, config, progress, seed=seed, device=device)
+    if "positions" in config.tasks:
+        at = position_encoders(experiment, model, device, name)
+        samples = -(-config.max_positions // PER_SAMPLE)
+        train_positions, test_positions = (
+            position_features(
+                at, data.evaluation_batches(config.batch, samples), max_positions=config.max_positions, device=device
+            )
+            for data in (train.for_evaluation(), test)
+        )
+        table = with_positions(table, train_positions, test_positions, progress, seed=seed, device=device)
     return Evaluated(table, judged)
 
 

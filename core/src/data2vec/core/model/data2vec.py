@@ -274,8 +274,8 @@ class Data2Vec(nn.Module):
         Args:
             batch: B samples on the model's device.
             layers: ``top_k`` (mean of the layer-normalised outputs of the last K blocks, as the method averages
-                them), ``all`` (the same over every block), ``last`` (the Transformer's output), or the number of one
-                block from 1, whose output is returned as it is.
+                them), ``all`` (the same over every block), ``last`` (the Transformer's output), ``extractor`` (what
+                comes before any block), or the number of one block from 1, whose output is returned as it is.
             of: ``teacher`` or ``student``.
 
         Raises:
@@ -287,8 +287,10 @@ class Data2Vec(nn.Module):
         depth = encoder.transformer.config.depth
         if isinstance(layers, str) and layers.isdecimal():
             layers = int(layers)
-        if layers not in ("top_k", "all", "last") and not (isinstance(layers, int) and 1 <= layers <= depth):
-            raise ValueError(f"layers={layers!r}: choose top_k, all, last or a block from 1 to {depth}")
+        if layers not in ("top_k", "all", "last", "extractor") and not (
+            isinstance(layers, int) and 1 <= layers <= depth
+        ):
+            raise ValueError(f"layers={layers!r}: choose top_k, all, last, extractor or a block from 1 to {depth}")
         training = [module for module in self.modules() if module.training]
         self.eval()
         try:
@@ -300,6 +302,8 @@ class Data2Vec(nn.Module):
     def _features(self, encoder: Encoder, batch: Batch, layers: str | int, depth: int) -> Features:
         name = batch.modality
         tokens: Tokens = encoder.frontend(name).extractor(batch.inputs, batch.lengths)
+        if layers == "extractor":
+            return Features(tokens.x.float(), tokens.shape, tokens.padding)
         top_k = {"top_k": self.targets.top_k, "last": 1}.get(str(layers), depth)
         output = LayerOutput.BLOCK if isinstance(layers, int) else self.targets.output
         encoded = encoder(name, tokens.x, tokens.shape, padding=tokens.padding, collect=output, top_k=top_k)

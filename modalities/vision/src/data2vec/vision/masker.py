@@ -27,13 +27,11 @@ from data2vec.core.model.random import GOLDEN, fold
 _ATTEMPTS = 10  # proposals for each block, as in BEiT; after as many in vain, the mask is topped up at random
 # At first most blocks fit, so every row looks at one proposal at a time, this often (less than ``_ATTEMPTS``). Later
 # many proposals are in vain and few rows are left: then each looks at all its attempts in one step.
-_SINGLE = 6
-_STEPS = 4  # steps for which random numbers are drawn in one go
-_ONE = np.float32(1)
-_UNIT = np.float32(2.0**-16)  # random numbers come in pieces of 16 bits
+_SINGLE = 8
+_STEPS = 3  # steps for which random numbers are drawn in one go
+_STRATA = 64  # areas, and aspects, that a block's size is drawn from, at equal steps of their ranges
 
 Words = NDArray[np.uint64]
-Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
 
 
@@ -74,16 +72,16 @@ class BlockMasker:
         count = np.min_scalar_type(shape[0] * shape[1])  # operations on narrow numbers are fast
         remaining = np.full(len(keys), hidden, dtype=count)
         free = np.full((-(-shape[0] * shape[1] // 64), len(keys)), ~np.uint64(0))
-        vain = np.zeros(len(keys), dtype=np.int8)  # proposals in vain since the last block
+        sizes = self._sizes(shape, shape[0] * shape[1])
         bands = _bands(shape[0], shape[1]), _bands(shape[1], shape[0], transposed=True)
         drawn = self.draw(_random_words(keys, _SINGLE))
+        taken = np.ones((_SINGLE + 1, len(keys)), dtype=np.bool_)  # the last looks first, before them a sentinel
         for number in range(_SINGLE):
-            new, gain, fits = self._look(drawn[:, number : number + 1], free, remaining, shape, bands)
-            added = fits[0]
+            new, gain, fits = self._look(drawn[:, number : number + 1], free, remaining, sizes, bands)
+            added = taken[_SINGLE - 1 - number] = fits[0]
             free ^= new[:, 0] * added
             remaining -= gain[0] * added
-            vain += np.int8(1)
-            vain *= ~added
+        vain = taken.argmax(0)  # proposals in vain since the last block
 
         result = np.empty_like(free)
         rows = np.arange(len(keys))  # those that may still take blocks; ``free`` and ``remaining`` hold them alone
@@ -96,9 +94,9 @@ class BlockMasker:
                 if not len(rows):
                     break
                 words = _random_words(keys[rows], _STEPS * _ATTEMPTS, first=_SINGLE + step * _ATTEMPTS)
-                drawn = self.draw(words).reshape(5, _STEPS, _ATTEMPTS, -1)
+                drawn = self.draw(words).reshape(3, _STEPS, _ATTEMPTS, -1)
                 columns = np.arange(len(rows))
-            new, gain, fits = self._look(drawn[:, step % _STEPS], free, remaining, shape, bands)
+            new, gain, fits = self._look(drawn[:, step % _STEPS], free, remaining, sizes, bands)
             if step == 0:
                 fits &= allowed[:, rows]  # from here on, a row without a block in a step has had its ten proposals
             best = fits.argmax(0)
@@ -112,67 +110,66 @@ class BlockMasker:
 
     def _look(
         self,
-        drawn: Floats,
+        drawn: Integers,
         free: Words,
         remaining: NDArray[Any],
-        shape: tuple[int, int],
+        sizes: _Sizes,
         bands: tuple[Words, Words],
     ) -> tuple[Words, NDArray[Any], NDArray[np.bool_]]:
         """What each proposal would add: its new patches (L, A, R), how many (A, R), and whether that is acceptable."""
         most = remaining
         if self.max_block is not None:
-            most = np.minimum(remaining, min(self.max_block, shape[0] * shape[1]), dtype=remaining.dtype)
-        corner, size = self.propose(drawn, most, shape)
-        size *= _beyond(*shape)
-        size += corner
-        index = size.astype(np.int64)
+            most = np.minimum(remaining, min(self.max_block, np.iinfo(remaining.dtype).max))
+        index = self._lines(drawn, most, sizes)
         new = bands[0].take(index[0], axis=1, mode="clip")
         new &= bands[1].take(index[1], axis=1, mode="clip")
         new &= free[:, None]
         gain = np.add.reduce(np.bitwise_count(new), 0, dtype=remaining.dtype)
         return new, gain, gain - remaining.dtype.type(1) < most  # 0 - 1 is the largest number, so 0 does not fit
 
-    def draw(self, words: Words) -> Floats:
-        """(5, N, R) what N proposals for each of R rows need, from (N, R) random words.
+    def draw(self, words: Words) -> Integers:
+        """(3, N, R) what N proposals for each of R rows need, from (N, R) random words.
 
-        Share of the range of areas, in [0, 1); root of the aspect and its inverse; vertical and horizontal place,
-        each in [0, 1).
+        The number of a size in [0, 4096), vertical and horizontal place in [0, 65536).
         """
-        low = math.log(self.min_aspect)
-        high = -low if self.max_aspect is None else math.log(self.max_aspect)
-        drawn = np.empty((5, *words.shape), dtype=np.float32)
         pieces = words.view(np.uint16).reshape(*words.shape, 4)
-        for target, piece in zip((0, 1, 3, 4), range(4), strict=True):
-            np.multiply(pieces[..., piece], _UNIT, out=drawn[target])
-        drawn[1] *= np.float32(0.5 * (high - low))
-        drawn[1] += np.float32(0.5 * low)
-        np.exp(drawn[1], out=drawn[1])
-        np.reciprocal(drawn[1], out=drawn[2])
+        drawn = np.empty((3, *words.shape), dtype=np.int64)
+        np.bitwise_and(pieces[..., 0], _STRATA**2 - 1, out=drawn[0])
+        drawn[1] = pieces[..., 1]
+        drawn[2] = pieces[..., 2]
         return drawn
 
-    def propose(self, drawn: Floats, most: NDArray[Any], shape: tuple[int, int]) -> tuple[Floats, Floats]:
-        """Blocks inside the grid: (top, left) and (height, width), each (2, A, R) whole numbers.
+    def propose(
+        self, drawn: Integers, most: NDArray[Any], shape: tuple[int, int]
+    ) -> tuple[tuple[Integers, Integers], tuple[Integers, Integers]]:
+        """Blocks inside the grid: (top, left) and (height, width), each (A, R).
 
         Blocks that would be as high or as wide as the grid, or more, come as just that; BEiT rejects them.
 
         Args:
-            drawn: (5, A, R) from :meth:`draw`.
+            drawn: (3, A, R) from :meth:`draw`.
             most: (R,) largest area; where it is below ``min_block``, areas lie between the two.
             shape: (h, w) of the grid.
         """
-        limit = _per_axis(*shape)
-        root = most.astype(np.float32)
-        root -= np.float32(self.min_block)
-        root = drawn[0] * root
-        root += np.float32(self.min_block)
-        np.sqrt(root, out=root)
-        size = drawn[1:3] * root
-        np.rint(size, out=size)
-        np.minimum(size, limit, out=size)
-        corner = _beyond(*shape) - size
-        corner *= drawn[3:5]
-        np.floor(corner, out=corner)
-        return corner, size
+        index = self._lines(drawn, most, self._sizes(shape, int(most.max())))
+        h, top = np.divmod(index[0], shape[0] + 1)
+        w, left = np.divmod(index[1], shape[1] + 1)
+        return (top, left), (h, w)
+
+    @staticmethod
+    def _lines(drawn: Integers, most: NDArray[Any], sizes: _Sizes) -> Integers:
+        """(2, A, R) the bands of rows and of columns, as :func:`_bands` numbers them, whose common part is a block."""
+        kind = sizes.kinds.take(most * np.int64(_STRATA**2) + drawn[0])
+        index: Integers = sizes.places.take(kind, axis=1)
+        index *= drawn[1:]
+        index >>= 16
+        index += sizes.bands.take(kind, axis=1)
+        return index
+
+    def _sizes(self, shape: tuple[int, int], most: int) -> _Sizes:
+        low = math.log(self.min_aspect)
+        high = -low if self.max_aspect is None else math.log(self.max_aspect)
+        return _sizes(shape[0], shape[1], most, self.min_block, low, high)
 
 
 @dataclass(frozen=True)
@@ -246,12 +243,6 @@ def _random_words(keys: Words, count: int, *, first: int = 0) -> Words:
     return _mix(_counters(count, first)[:, None] + keys)
 
 
-@lru_cache(maxsize=32)
-def _beyond(height: int, width: int) -> np.float32 | Floats:
-    """One more than :func:`_per_axis`."""
-    return _per_axis(height, width) + _ONE
-
-
 @lru_cache(maxsize=64)
 def _counters(count: int, first: int = 0) -> Words:
     """(count,) what tells apart the random words of one key."""
@@ -282,9 +273,37 @@ def _unpack(words: Words, total: int) -> NDArray[np.bool_]:
     return np.unpackbits(octets, axis=-1, count=total, bitorder="little").view(np.bool_)
 
 
-def _per_axis(height: int, width: int) -> np.float32 | Floats:
-    """(2, 1, 1), or one number where the grid is square: broadcasting an array takes longer."""
-    return np.float32(height) if height == width else np.array([height, width], np.float32).reshape(2, 1, 1)
+@dataclass(frozen=True)
+class _Sizes:
+    """Heights and widths that blocks may have, numbered ``kind`` = height * (w + 1) + width.
+
+    ``kinds``: the kind of each (largest area, number of a size). ``places``: (2, kinds) vertical and horizontal places
+    of a kind. ``bands``: (2, kinds) its first band of rows and of columns, see :func:`_bands`.
+    """
+
+    kinds: NDArray[np.int32]
+    places: Integers
+    bands: Integers
+
+
+@lru_cache(maxsize=16)
+def _sizes(height: int, width: int, most: int, min_block: int, low: float, high: float) -> _Sizes:
+    """All sizes that may be drawn where the largest area is 0 to ``most``; log aspects lie in [``low``, ``high``].
+
+    A size's number gives one of ``_STRATA`` equal parts of the range of areas and one of as many of log aspects, and
+    the size is that of their middles: the same distribution as drawing both, but for a share below 1 / ``_STRATA``.
+    """
+    share = (np.arange(_STRATA) + 0.5) / _STRATA
+    root = np.sqrt(min_block + share * (np.arange(most + 1)[:, None] - min_block))[:, :, None]
+    stretch = np.exp(0.5 * (low + share * (high - low)))
+    h = np.minimum(np.rint(root * stretch), height).astype(np.int32)
+    w = np.minimum(np.rint(root / stretch), width).astype(np.int32)
+    heights, widths = np.divmod(np.arange((height + 1) * (width + 1)), width + 1)
+    return _Sizes(
+        kinds=(h * (width + 1) + w).reshape(-1),
+        places=np.stack([height + 1 - heights, width + 1 - widths]),
+        bands=np.stack([heights * (height + 1), widths * (width + 1)]),
+    )
 
 
 @lru_cache(maxsize=16)
