@@ -1,6 +1,8 @@
 """Turn files into shards, and check shards.
 
     tools/shard.py vision IMAGES_FOLDER SHARDS_FOLDER --validation 0.1
+    tools/shard.py speech LibriSpeech/train-clean-100 SHARDS_FOLDER
+    tools/shard.py text CORPUS SHARDS_FOLDER --train-tokenizer 50000
     tools/shard.py verify SHARDS_FOLDER
     tools/shard.py index SHARDS_FOLDER --modality vision
 
@@ -14,13 +16,14 @@ import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -35,13 +38,17 @@ from data2vec.core.data.order import permutation
 from data2vec.core.data.shards import ShardFile, describe, index_folder, measure_of, verify
 from data2vec.core.errors import Data2VecError, DataError, SampleError
 
+sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
+from sharding_speech import add_speech
+from sharding_text import add_text
+
 STATE_NAME = ".shard-state.json"
 PREFIXES = ("train", "validation")
 _SHOWN = 10  # unusable files and problems that are named
 
 
 class Item(Protocol):
-    """One file that becomes a sample."""
+    """One file that becomes a sample, or a part of a corpus that becomes several."""
 
     @property
     def key(self) -> str: ...
@@ -51,13 +58,21 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a modality's command puts into shards. ``encode`` turns an item into members; it must be picklable."""
+    """What a modality's command puts into shards.
+
+    ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members)
+    and a line in ``skipped`` for each that was left out. It must be picklable.
+    """
 
     modality: str
     items: Sequence[Any]  # of Item
     class_names: tuple[str, ...]
-    encode: Callable[[Any], dict[str, bytes]]
+    encode: Callable[[Any], Any]
     settings: str  # what else decides the shards' bytes
+    samples: int | None = None  # that the items make, about, where it is not one each
+    beside: Mapping[str, bytes] = field(default_factory=dict)  # files that belong beside the shards
+    scratch: Path | None = None  # a folder that is not needed once the set is finished
+    unit: str = "files"  # what is skipped
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,7 @@ class Task:
     path: Path
     modality: str
     items: Sequence[Any]
-    encode: Callable[[Any], dict[str, bytes]]
+    encode: Callable[[Any], Any]
 
 
 @dataclass(frozen=True)
@@ -99,6 +114,8 @@ def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
 
 MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]] = {
     "vision": add_vision,
+    "speech": add_speech,
+    "text": add_text,
 }
 
 
@@ -108,6 +125,7 @@ def write(arguments: argparse.Namespace) -> int:
     source: Source = arguments.source(arguments)
     job = _job(source, arguments)
     done = _prepare(out, job, arguments.force)
+    _leave(out, source.beside, arguments.force)
     tasks = _plan(source, arguments)
     results = {name: written for name, written in done.items() if name in {task.path.name for task in tasks}}
     if results:
@@ -125,13 +143,15 @@ def write(arguments: argparse.Namespace) -> int:
     index = ShardIndex(source.modality, written, source.class_names, measure_of(source.modality)[1])
     _tell(skipped, "skipped", sys.stderr)
     if not index.shards:
-        raise DataError(f"{arguments.folder}: none of its {len(source.items)} files could be used")
+        raise DataError(f"{arguments.folder}: none of its {len(skipped)} {source.unit} could be used")
     index.save(out)
     (out / STATE_NAME).unlink(missing_ok=True)
+    if source.scratch is not None:
+        shutil.rmtree(source.scratch, ignore_errors=True)
     print(
         f"{index.samples} samples in {len(index.shards)} shards, {index.size / 1e6:.1f} MB, "
         + (f"{index.length:,} {index.length_unit}, " if index.length_unit else "")
-        + f"{len(index.class_names)} classes, {len(skipped)} files skipped"
+        + f"{len(index.class_names)} classes, {len(skipped)} {source.unit} skipped"
     )
     for prefix in PREFIXES:
         if any(prefixed(shard.name, prefix) for shard in index.shards):
@@ -193,6 +213,18 @@ def _prepare(out: Path, job: str, force: bool) -> dict[str, Written]:
     return {}
 
 
+def _leave(out: Path, beside: Mapping[str, bytes], force: bool) -> None:
+    """Write the files that belong beside the shards."""
+    for name, content in beside.items():
+        path = out / name
+        try:
+            if path.exists() and path.read_bytes() != content and not force:
+                raise DataError(f"{path}: exists already and is another one; name another folder, or --force")
+            write_atomically(path, content)
+        except OSError as error:
+            raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+
+
 def _intact(path: Path, info: ShardInfo) -> bool:
     try:
         return replace(describe(path), lengths=info.lengths) == info
@@ -206,7 +238,8 @@ def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
     held_out = round(arguments.validation * len(order))
     tasks = []
     for prefix, numbers in zip(PREFIXES, (order[held_out:], order[:held_out]), strict=True):
-        count = -(-len(numbers) // arguments.samples_per_shard)
+        samples = len(numbers) * (source.samples or len(source.items))
+        count = min(len(numbers), -(-samples // (arguments.samples_per_shard * len(source.items))))
         for shard in range(count):
             part = numbers[shard * len(numbers) // count : (shard + 1) * len(numbers) // count]
             path = arguments.out / f"{prefix}-{shard:06d}.tar"
@@ -233,7 +266,11 @@ def _write_shard(task: Task) -> Written:
             if _stopping is not None and _stopping.is_set():
                 raise DataError("interrupted")
             try:
-                shard.write(item.key, task.encode(item))
+                encoded = task.encode(item)
+                one = isinstance(encoded, Mapping)
+                for key, members in [(item.key, encoded)] if one else encoded.samples:
+                    shard.write(key, members)
+                skipped += () if one else encoded.skipped
             except SampleError as error:
                 skipped.append(str(error))
         if shard.samples:

@@ -12,20 +12,23 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from data2vec.core.data.index import INDEX_NAME
 from data2vec.core.errors import DataError
-from data2vec.text import files
-from data2vec.text.packing import LEAST, Packing
-from data2vec.text.tokenizer import FILE_NAME, Tokenizer, train_bpe
+
+if TYPE_CHECKING:  # imported where it is used: the other commands need no data2vec.text
+    from data2vec.text.files import Documents, TextEncoder, TextFile, TextPart
+    from data2vec.text.tokenizer import Tokenizer
 
 UNPACKED_NAME = ".unpacked"
 _BYTES_PER_TOKEN = 4  # of English, about; decides only how large a part is
 _PARTS = 2_000  # at least so many, where the corpus is large enough: the unit of shuffling and of --validation
 _MOST_BLOCKS, _FEWEST_BLOCKS = 64, 16  # of a part that is packed across documents: its last block is short
 _TOKENIZER_BYTES = 64_000_000  # of text that a tokenizer is trained on
+_LEAST_BLOCK = 3  # two special tokens and one of text
 _PROBED = 16  # parts from which the number of samples is estimated
 
 
@@ -33,13 +36,14 @@ _PROBED = 16  # parts from which the number of samples is estimated
 class TextSource:
     """What ``tools/shard.py`` asks of a source, for text: see ``Source`` there."""
 
-    items: Sequence[files.TextPart]
+    items: Sequence[TextPart]
     class_names: tuple[str, ...]
-    encode: files.TextEncoder
+    encode: TextEncoder
     settings: str
     samples: int
     beside: Mapping[str, bytes] = field(repr=False)
     scratch: Path
+    unit: str = "documents"
     modality: str = "text"
 
 
@@ -51,25 +55,31 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     tokens.add_argument("--bytes", action="store_true", help="a token for each byte of UTF-8")
     parser.add_argument("--block", type=_block, default=512, metavar="N", help="tokens of a sample; default 512")
     parser.add_argument(
-        "--pack", type=Packing, choices=[*Packing], default=Packing.ACROSS, help="whether a sample spans documents"
+        "--pack",
+        choices=["across", "within"],
+        default="across",
+        help="full samples that span documents (default), or none that crosses a document's end, which keeps labels",
     )
     parser.add_argument(
         "--documents",
-        type=files.Documents,
-        choices=[*files.Documents],
-        default=files.Documents.LINE,
+        choices=["line", "blank", "file"],
+        default="line",
         help="what a document is in a plain file: a line, what stands between blank lines, or the file",
     )
 
     def source(arguments: argparse.Namespace) -> TextSource:
-        packing, documents = arguments.pack, arguments.documents
+        from data2vec.text import files
+        from data2vec.text.packing import Packing
+        from data2vec.text.tokenizer import FILE_NAME
+
+        packing, documents = Packing(arguments.pack), files.Documents(arguments.documents)
         found = files.find_text(arguments.folder, labelled=packing is Packing.WITHIN)
         if (arguments.out / INDEX_NAME).exists() and not arguments.force:  # before the long work, not after it
             raise DataError(f"{arguments.out}: holds shards already; name another folder, or --force replaces them")
         scratch = arguments.out / UNPACKED_NAME
         found = tuple(files.unpack(file, scratch) for file in found)
-        parts = files.cut_into_parts(found, documents, _part_size(found, packing, arguments.block))
-        tokenizer = _tokenizer(arguments, parts)
+        parts = files.cut_into_parts(found, documents, _part_size(found, packing is Packing.ACROSS, arguments.block))
+        tokenizer = _tokenizer(arguments, parts, documents)
         classes = files.class_names(parts, documents) if packing is Packing.WITHIN else ()
         encode = files.TextEncoder(tokenizer, arguments.block, packing, documents, classes)
         settings = f"{arguments.block} {packing} {documents} {hashlib.sha256(tokenizer.content).hexdigest()}"
@@ -79,36 +89,40 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     return source
 
 
-def _part_size(found: Sequence[files.TextFile], packing: Packing, block: int) -> int:
+def _part_size(found: Sequence[TextFile], across: bool, block: int) -> int:
     """Bytes of a part: small enough to shuffle and split a small corpus, large enough to fill blocks."""
     try:
         total = sum(file.path.stat().st_size for file in found)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})") from None
     whole = _BYTES_PER_TOKEN * block
-    least = _FEWEST_BLOCKS * whole if packing is Packing.ACROSS else 1
+    least = _FEWEST_BLOCKS * whole if across else 1
     return min(max(total // _PARTS, least), _MOST_BLOCKS * whole)
 
 
-def _tokenizer(arguments: argparse.Namespace, parts: Sequence[files.TextPart]) -> Tokenizer:
+def _tokenizer(arguments: argparse.Namespace, parts: Sequence[TextPart], documents: Documents) -> Tokenizer:
+    from data2vec.text.tokenizer import Tokenizer, train_bpe
+
     if arguments.tokenizer is not None:
         return Tokenizer.load(arguments.tokenizer)
     if arguments.bytes:
         return Tokenizer.bytes()
-    return train_bpe(_texts(parts, arguments.documents), arguments.train_tokenizer)
+    return train_bpe(_texts(parts, documents), arguments.train_tokenizer)
 
 
-def _texts(parts: Sequence[files.TextPart], documents: files.Documents) -> Iterator[str]:
+def _texts(parts: Sequence[TextPart], documents: Documents) -> Iterator[str]:
     """The documents of parts that are evenly spread over the corpus, up to a number of bytes."""
+    from data2vec.text.files import Document, read_documents
+
     total = sum(span.end - span.start for part in parts for span in part.spans)
     wanted = max(1, int(len(parts) * min(1.0, _TOKENIZER_BYTES / max(1, total))))
     for number in np.linspace(0, len(parts) - 1, wanted).round().astype(int):
-        for one in files.read_documents(parts[number], documents):
-            if isinstance(one, files.Document):
+        for one in read_documents(parts[number], documents):
+            if isinstance(one, Document):
                 yield one.text
 
 
-def _estimate(parts: Sequence[files.TextPart], encode: files.TextEncoder) -> int:
+def _estimate(parts: Sequence[TextPart], encode: TextEncoder) -> int:
     """About how many samples all parts make, from some of them."""
     chosen = np.linspace(0, len(parts) - 1, min(_PROBED, len(parts))).round().astype(int)
     made = sum(len(encode(parts[number]).samples) for number in chosen)
@@ -116,8 +130,8 @@ def _estimate(parts: Sequence[files.TextPart], encode: files.TextEncoder) -> int
 
 
 def _block(text: str) -> int:
-    if not text.isdecimal() or int(text) < LEAST:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens from {LEAST} up")
+    if not text.isdecimal() or int(text) < _LEAST_BLOCK:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens from {_LEAST_BLOCK} up")
     return int(text)
 
 

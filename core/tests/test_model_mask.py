@@ -142,3 +142,9 @@ def test_hides_padding(visible_only: bool) -> None:
 def test_not_a_mask(hidden: Tensor) -> None:
     with pytest.raises(TrainingError, match="boolean"):
         Mask.of(hidden, visible_only=False)
+
+
+def test_unequal_rows_of_several_masks_can_be_gathered() -> None:
+    mask = Mask.of(rows("x...", "xx.."), visible_only=True)
+    assert mask.visible is not None
+    assert gather_positions(torch.arange(4.0).view(1, 4, 1), mask.visible).squeeze(-1).tolist() == [[1, 2, 3], [2, 3, 0]]

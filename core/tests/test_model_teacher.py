@@ -144,6 +144,7 @@ FRONT = "frontends.toy."
 SHARED = {
     TeacherShares.NOTHING: (),
     TeacherShares.EXTRACTOR: (f"{FRONT}extractor.",),
+    TeacherShares.POSITIONS: (f"{FRONT}extractor.", f"{FRONT}positions."),
     TeacherShares.FRONTEND: tuple(
         f"{FRONT}{part}" for part in ("extractor.", "positions.", "prefix", "input_norm.", "blocks.")
     ),

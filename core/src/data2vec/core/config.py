@@ -52,12 +52,14 @@ class StudentSees(StrEnum):
 class TeacherShares(StrEnum):
     """What the teacher takes from the student instead of averaging it.
 
-    ``nothing``; the feature ``extractor``; or the whole ``frontend`` (extractor, positions, prefix tokens and
-    modality blocks), so that only the shared Transformer and its attention bias are averaged.
+    ``nothing``; the feature ``extractor``; that and the ``positions`` computed from its features; or the whole
+    ``frontend`` (also prefix tokens, input norm and modality blocks), so that only the shared Transformer and its
+    attention bias are averaged.
     """
 
     NOTHING = "nothing"
     EXTRACTOR = "extractor"
+    POSITIONS = "positions"
     FRONTEND = "frontend"
 
 

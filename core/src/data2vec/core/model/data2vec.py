@@ -149,7 +149,7 @@ class Data2Vec(nn.Module):
         statistics = {
             "target_spread": spread(hidden_targets),
             "prediction_spread": spread(prediction),
-            "extractor_spread": spread(tokens.x.flatten(0, 1)),
+            "extractor_spread": spread(tokens.x.flatten(0, 1) if tokens.padding is None else tokens.x[~tokens.padding]),
         }
         return Output(total, mask.count, losses, statistics)
 

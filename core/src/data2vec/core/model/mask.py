@@ -61,7 +61,8 @@ class Mask:
             raise TrainingError("the masker hid every position; lower the mask ratio or use longer inputs")
         if least == most:
             return cls(hidden, positions, (~unseen).nonzero()[:, 1].view(flat.shape[0], -1))
-        visible = unseen.to(torch.uint8).argsort(dim=1, stable=True)[:, :most]  # what is seen comes first, in order
+        order = unseen.to(torch.uint8).argsort(dim=1, stable=True)  # what is seen comes first, in order
+        visible = order[:, :most].contiguous()
         return cls(hidden, positions, visible, torch.arange(most) >= seen)
 
     @property

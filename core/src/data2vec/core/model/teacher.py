@@ -55,8 +55,10 @@ class Teacher(nn.Module):
             frontend = student.frontend(name)
             if shares is not TeacherShares.NOTHING:
                 parts.append(frontend.extractor)
+            if shares in (TeacherShares.POSITIONS, TeacherShares.FRONTEND):
+                parts.append(frontend.positions)
             if shares is TeacherShares.FRONTEND:
-                parts += [frontend.positions, frontend.prefix, frontend.input_norm, frontend.blocks]
+                parts += [frontend.prefix, frontend.input_norm, frontend.blocks]
         return [part for part in parts if part is not None]
 
     def train(self, mode: bool = True) -> Self:

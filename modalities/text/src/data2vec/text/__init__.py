@@ -1,1 +1,22 @@
-"""data2vec for text: settings, token embedding, token and span maskers and loader will live here, on fairseq2."""
+"""data2vec for text."""
+
+from data2vec.text.config import MaskConfig, MaskKind, Text
+from data2vec.text.encoder import TextEncoder, load_encoder
+from data2vec.text.extractor import TextExtractor
+from data2vec.text.loader import TextDecoder
+from data2vec.text.masker import SpanMasker, TokenMasker, corrupt
+from data2vec.text.tokenizer import Tokenizer
+
+__all__ = [
+    "MaskConfig",
+    "MaskKind",
+    "SpanMasker",
+    "Text",
+    "TextDecoder",
+    "TextEncoder",
+    "TextExtractor",
+    "TokenMasker",
+    "Tokenizer",
+    "corrupt",
+    "load_encoder",
+]

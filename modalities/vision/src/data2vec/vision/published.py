@@ -1,4 +1,4 @@
-"""Weights under the names of the authors' released implementation (fairseq, ``examples/data2vec``).
+"""Weights under the names of the authors' released implementation (fairseq) and of Hugging Face's transformers.
 
 A released checkpoint of data2vec 1.0 (``data2vec_vision``) or 2.0 (``data2vec_multi``) is a mapping from names to
 tensors, with the teacher's under ``_ema`` or in a mapping of its own. :func:`student_state` and
@@ -6,6 +6,8 @@ tensors, with the teacher's under ``_ema`` or in a mapping of its own. :func:`st
 
 Two differences are only of notation: the key bias, which 1.0 leaves out because it cannot change a softmax, is zero
 here; and 2.0 calls the modality's own blocks ``context_encoder``.
+
+:func:`load_transformers` does the same with transformers' ``Data2VecVisionModel`` (1.0, no predictor).
 """
 
 from __future__ import annotations
@@ -28,6 +30,13 @@ _BLOCK = {
     "mlp.2": "feed_forward.fc2",
     "mlp.fc1": "feed_forward.fc1",
     "mlp.fc2": "feed_forward.fc2",
+}
+_BLOCK_TRANSFORMERS = {
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "attention.output.dense": "attention.proj",
+    "intermediate.dense": "feed_forward.fc1",
+    "output.dense": "feed_forward.fc2",
 }
 _FRONTEND = "frontends.vision"
 # (their pattern, our name inside an encoder); both versions, without the prefix of student or teacher.
@@ -53,8 +62,21 @@ _HEADS: list[tuple[str, str]] = [
     (r"modality_encoders\.IMAGE\.decoder\.proj\.(weight|bias)", r"predictors.vision.projection.0.\1"),
     (r"modality_encoders\.IMAGE\.decoder\.proj\.(\d+)\.(weight|bias)", r"predictors.vision.projection.\1.\2"),
 ]
+_TRANSFORMERS: list[tuple[str, str]] = [
+    (r"embeddings\.cls_token", f"student.{_FRONTEND}.prefix"),
+    (r"embeddings\.mask_token", "mask_tokens.vision"),
+    (
+        r"embeddings\.patch_embeddings\.projection\.(weight|bias)",
+        rf"student.{_FRONTEND}.extractor.embed.proj.\1",
+    ),
+    (r"encoder\.relative_position_bias\.relative_position_bias_table", f"student.{_FRONTEND}.bias.table"),
+    (r"layernorm\.(weight|bias)", r"student.transformer.norm.\1"),
+]
+_TRANSFORMERS_QKV = r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)"
+_TRANSFORMERS_BIAS = r"encoder\.layer\.\d+\.attention\.attention\.relative_position_bias\..*_table"
 # Held by the checkpoint but computed here, or of training state alone.
 _IGNORED = re.compile(r"(.*\.)?relative_position_index|_ema|.*\.num_updates")
+_IGNORED_TRANSFORMERS = re.compile(r"(.*\.)?relative_position_index|(pooler|classifier)\..+")
 
 
 def our_name(name: str) -> str | None:
@@ -134,7 +156,101 @@ def load_published(model: Data2Vec, student: Mapping[str, Tensor], teacher: Mapp
         }
     else:
         mapped |= teacher_state(teacher)
+    _load(model, mapped)
+
+
+def _load(model: Data2Vec, mapped: Mapping[str, Tensor]) -> None:
     # What the teacher shares with the student is the student's.
-    own = model.own_state().keys()
-    shared = {name for name in model.state_dict() if name not in own}
+    shared = model.state_dict().keys() - model.own_state().keys()
     model.load_own_state({name: value for name, value in mapped.items() if name not in shared})
+
+
+def _transformers_name(name: str) -> str | None:
+    for pattern, ours in _TRANSFORMERS:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(ours)
+    if match := re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name):
+        prefix, (module, _, kind) = f"student.transformer.blocks.{match[1]}", match[2].rpartition(".")
+        if match[2] in ("lambda_1", "lambda_2"):
+            return f"{prefix}.scale{match[2][-1]}"
+        if module in _BLOCK_TRANSFORMERS:
+            return f"{prefix}.{_BLOCK_TRANSFORMERS[module]}.{kind}"
+    return None
+
+
+def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The student's weights under our names from the state of a ``Data2VecVisionModel``, or of a model that has one.
+
+    A relative position bias of each block (``use_relative_position_bias``) is accepted where all are equal: here the
+    blocks share one. The norm of a mean-pooling head is left out.
+
+    Raises:
+        CheckpointError: a tensor that belongs to no data2vec vision model, or different biases in different blocks.
+    """
+    bare = {name.removeprefix("data2vec_vision."): value for name, value in state.items()}
+    named: dict[str, Tensor] = {}
+    parts: dict[tuple[str, str], dict[str, Tensor]] = {}
+    unknown, tables = [], []
+    for name, value in bare.items():
+        if _IGNORED_TRANSFORMERS.fullmatch(name):
+            continue
+        if match := re.fullmatch(_TRANSFORMERS_QKV, name):
+            parts.setdefault((match[1], match[3]), {})[match[2]] = value
+        elif re.fullmatch(_TRANSFORMERS_BIAS, name):
+            tables.append(value)
+        elif ours := _transformers_name(name):
+            named[ours] = value.flatten() if ours.startswith("mask_tokens.") else value
+        else:
+            unknown.append(name)
+    if unknown:
+        raise CheckpointError(
+            f"{len(unknown)} tensors have no place in a data2vec vision model, the first is {unknown[0]!r}: "
+            "pass the state of transformers' Data2VecVisionModel, without absolute positions"
+        )
+    if any(not torch.equal(table, tables[0]) for table in tables):
+        raise CheckpointError(
+            "each block has a relative position bias of its own, here they share one: "
+            "pass a model with use_shared_relative_position_bias"
+        )
+    if tables:
+        named[f"student.{_FRONTEND}.bias.table"] = tables[0]
+    for (block, kind), thirds in parts.items():
+        named[f"student.transformer.blocks.{block}.attention.qkv.{kind}"] = _queries_keys_values(block, kind, thirds)
+    return named
+
+
+def _queries_keys_values(block: str, kind: str, thirds: Mapping[str, Tensor]) -> Tensor:
+    """The three in one tensor; keys have no bias there."""
+    present = dict(thirds)
+    if kind == "bias" and "query" in present:
+        present.setdefault("key", torch.zeros_like(present["query"]))
+    shapes = {tuple(value.shape) for value in present.values()}
+    if len(present) < 3 or len(shapes) > 1:
+        found = ", ".join(f"{name} {tuple(value.shape)}" for name, value in thirds.items())
+        raise CheckpointError(f"block {block}: queries, keys and values do not match in {kind}, there are {found}")
+    return torch.cat([present[name] for name in ("query", "key", "value")])
+
+
+def load_transformers(model: Data2Vec, state: Mapping[str, Tensor]) -> None:
+    """Put the weights of a ``Data2VecVisionModel`` into student and teacher, in place.
+
+    The predictor stays as it is; so does the mask token, where the model there has none, and the last layer norm,
+    where it pools the mean instead (``use_mean_pooling``).
+
+    Args:
+        model: of the same shape, its Transformer pre-norm, with a CLS token and without blocks of images alone.
+        state: ``Data2VecVisionModel.state_dict()``.
+
+    Raises:
+        CheckpointError: names or shapes that do not fit; the model is then unchanged.
+    """
+    named = transformers_state(state)
+    optional = ("predictors.", "mask_tokens.", "student.transformer.norm.")
+    kept = {name: value for name, value in model.own_state().items() if name.startswith(optional)}
+    named = kept | named
+    teacher = {
+        "teacher.encoder." + name.removeprefix("student."): value
+        for name, value in named.items()
+        if name.startswith("student.")
+    }
+    _load(model, named | teacher)

@@ -1,0 +1,273 @@
+"""The settings of speech and the parts they describe.
+
+Defaults are data2vec 1.0's for LibriSpeech (Baevski et al. 2022, arXiv 2202.03555, section 4.2, "paper 1"); "paper 2"
+is data2vec 2.0 (arXiv 2212.07525).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from data2vec.core.batch import Batch, Example, Sample
+from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
+from data2vec.core.model.attention import Alibi
+from data2vec.core.model.encoder import Frontend
+from data2vec.core.model.transformer import build_blocks
+from data2vec.speech.extractor import Geometry, PositionConvolutions, SpeechExtractor, position_kernel
+from data2vec.speech.features import log_mel_frames, log_mel_pooled
+from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of
+from data2vec.speech.masker import SpanMasker
+
+_FEWEST_FRAMES = 2  # of a clip: one to hide and one to show
+
+
+class MaskKind(StrEnum):
+    """``span``: spans that start at random (1.0). ``exact_span``: spans, then exactly a share hidden (2.0)."""
+
+    SPAN = "span"
+    EXACT_SPAN = "exact_span"
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How much of a clip the student does not see: see :class:`data2vec.speech.masker.SpanMasker`.
+
+    ``ratio``: for ``span`` the length of all spans together, overlaps counted twice, as a share of the frames (a start
+    at each frame with probability 0.065, times 10, hides about 49 %); for ``exact_span`` the share that is hidden.
+    ``min_spans`` belongs to ``span``, ``adjust`` to ``exact_span``.
+    """
+
+    kind: MaskKind = MaskKind.SPAN
+    ratio: float = 0.65
+    length: int = 10  # frames of a span
+    masks: int = 1  # different masks of each clip in one update
+    min_spans: int = 1
+    adjust: float = 0.05  # added to ratio where spans are counted, because they overlap
+
+
+@dataclass(frozen=True)
+class PositionsConfig:
+    """Position convolutions (paper 1, section 4.2): ``depth`` layers, each with a kernel of ``width // depth``.
+
+    The kernel is at least 3; ``depth`` 0 leaves them out.
+    """
+
+    width: int = 95
+    depth: int = 5
+    groups: int = 16
+
+
+@dataclass(frozen=True)
+class Speech(Modality):
+    """Clips of mono audio at 16 kHz, turned into frames by convolutions over the waveform."""
+
+    name: ClassVar[str] = "speech"
+    extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
+    raw_name: ClassVar[str] = "log-mel spectrum"
+    length_unit: ClassVar[str] = "samples at 16 kHz"
+
+    channels: tuple[int, ...] = (512,) * 7  # of each convolution over the waveform
+    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)  # their product is the hop: 320 samples, 20 ms
+    positions: PositionsConfig = field(default_factory=PositionsConfig)
+    alibi: bool = False  # attention bias by distance (2.0)
+    alibi_learned_scale: bool = True  # each head learns a factor of its slope
+    blocks: int = 0  # Transformer blocks of this modality alone, before the shared ones
+    input_norm: bool = True  # layer norm before the first block (post-norm Transformers)
+    dropout: float = 0.1  # after the input norm
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    audio: AudioConfig = field(default_factory=AudioConfig)
+
+    @property
+    def geometry(self) -> Geometry:
+        """Hop, receptive field and number of frames of the convolutions."""
+        return Geometry(self.kernels, self.strides)
+
+    @property
+    def shortest(self) -> int:
+        """Samples of the shortest clip that can be used: one with a frame to hide and another to show."""
+        return self.geometry.receptive_field + (_FEWEST_FRAMES - 1) * self.geometry.hop
+
+    @property
+    def predictor_config(self) -> PredictorConfig:
+        return self.predictor
+
+    @property
+    def uses_mask_token(self) -> bool:
+        return True
+
+    @property
+    def length_range(self) -> tuple[int, int | None]:
+        return max(self.audio.min_length, self.shortest), self.audio.max_length
+
+    @property
+    def position_classes(self) -> tuple[str, ...]:
+        """Names of the classes of frames in the sample data."""
+        from data2vec.speech.samples import POSITION_CLASSES
+
+        return POSITION_CLASSES
+
+    @staticmethod
+    def length_of(members: Mapping[str, bytes]) -> int | None:
+        return length_of(members)
+
+    def problems(self, transformer: TransformerConfig) -> list[str]:
+        found = self._convolution_problems()
+        if not found:  # the rest needs frames
+            found += self._audio_problems()
+        found += self._mask_problems()
+        found += self._position_problems(transformer)
+        return found + self._predictor_problems(transformer)
+
+    def build_frontend(self, transformer: TransformerConfig) -> Frontend:
+        width, positions = transformer.width, self.positions
+        convolutions = None
+        if positions.depth:
+            convolutions = PositionConvolutions(
+                width,
+                kernel=position_kernel(positions.width, positions.depth),
+                depth=positions.depth,
+                groups=positions.groups,
+            )
+        return Frontend(
+            SpeechExtractor(self.channels, self.kernels, self.strides, width=width),
+            width=width,
+            positions=convolutions,
+            bias=Alibi(transformer.heads, learned_scale=self.alibi_learned_scale) if self.alibi else None,
+            input_norm=nn.LayerNorm(width, eps=transformer.norm_eps) if self.input_norm else None,
+            dropout=self.dropout,
+            blocks=build_blocks(transformer, self.blocks),
+        )
+
+    def build_masker(self) -> Masker:
+        mask = self.mask
+        if mask.kind is MaskKind.EXACT_SPAN:
+            return SpanMasker(mask.ratio, mask.length, mask.masks, exact=True, adjust=mask.adjust)
+        return SpanMasker(mask.ratio, mask.length, mask.masks, min_spans=mask.min_spans)
+
+    def build_decoder(self, *, train: bool) -> Decoder:
+        geometry = self.geometry
+        return AudioDecoder(self.audio, train, self.shortest, hop=geometry.hop, receptive=geometry.receptive_field)
+
+    def collate(self, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:
+        geometry = self.geometry
+        return collate_audio(self.name, samples, examples, hop=geometry.hop, receptive=geometry.receptive_field)
+
+    def write_sample_shards(self, folder: Path) -> None:
+        from data2vec.speech.samples import write_speech_shards
+
+        write_speech_shards(folder)
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        """(B, F) log-mel spectrum, pooled over time."""
+        return log_mel_pooled(batch)
+
+    def raw_positions(self, batch: Batch) -> Tensor:
+        """(B, T, F) log-mel spectrum at each frame."""
+        geometry = self.geometry
+        frames = geometry.frames(batch.inputs.shape[1])
+        return log_mel_frames(batch, frames, geometry.hop, geometry.receptive_field)
+
+    def panels(self, drawn: Illustrations) -> list[Panel]:
+        from data2vec.speech.panels import panels  # drawing is not needed to train
+
+        return panels(drawn, hop=self.geometry.hop)
+
+    def _convolution_problems(self) -> list[str]:
+        found = []
+        layers = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
+        for key, values in layers.items():
+            if not values or min(values) < 1:
+                found.append(f"speech.{key}={list(values)}: give one number of 1 or more for each convolution")
+        if not found and len({len(values) for values in layers.values()}) > 1:
+            counts = ", ".join(f"{len(values)} {key}" for key, values in layers.items())
+            found.append(f"speech.channels={list(self.channels)}: {counts}; give as many of each, one per convolution")
+        return found
+
+    def _audio_problems(self) -> list[str]:
+        found, audio = [], self.audio
+        least = max(audio.min_length, self.shortest)
+        if audio.min_length < self.shortest:
+            found.append(
+                f"speech.audio.min_length={audio.min_length}: shorter than {_FEWEST_FRAMES} frames; "
+                f"choose {self.shortest} or more"
+            )
+        if audio.max_length is not None and audio.max_length < least:
+            found.append(
+                f"speech.audio.max_length={audio.max_length}: below the shortest clip of {least} samples; "
+                f"choose {least} or more, or null"
+            )
+        return found
+
+    def _mask_problems(self) -> list[str]:
+        mask = self.mask
+        found = _below(mask, "mask.", ("length", 1), ("masks", 1), ("min_spans", 1), ("adjust", 0))
+        if mask.kind is MaskKind.EXACT_SPAN and not 0 < mask.ratio < 1:
+            found.append(f"speech.mask.ratio={mask.ratio}: must be above 0 and below 1")
+        elif mask.kind is MaskKind.SPAN and mask.length >= 1 and not 0 < mask.ratio < mask.length:
+            # At most one start for each frame.
+            found.append(
+                f"speech.mask.ratio={mask.ratio}: must be above 0 and below speech.mask.length={mask.length}; "
+                "0.65 hides about 49 %"
+            )
+        return found
+
+    def _position_problems(self, transformer: TransformerConfig) -> list[str]:
+        positions = self.positions
+        found = _below(self, "", ("blocks", 0))
+        found += _below(positions, "positions.", ("width", 1), ("depth", 0), ("groups", 1))
+        if not 0 <= self.dropout < 1:
+            found.append(f"speech.dropout={self.dropout}: must be from 0 to below 1")
+        if positions.depth and positions.groups >= 1 and transformer.width % positions.groups:
+            found.append(
+                f"speech.positions.groups={positions.groups}: does not divide transformer.width={transformer.width}; "
+                "choose a divisor"
+            )
+        return found
+
+    def _predictor_problems(self, transformer: TransformerConfig) -> list[str]:
+        predictor = self.predictor
+        found = _below(
+            predictor,
+            "predictor.",
+            ("layers", 1),
+            ("width", 1),
+            ("kernel", 1),
+            ("groups", 1),
+            ("projection_layers", 1),
+            ("mask_noise", 0),
+        )
+        if predictor.kind is PredictorKind.CONV2D:
+            found.append("speech.predictor.kind=conv2d: speech has one dimension; choose conv1d, linear or mlp")
+        if predictor.projection_ratio <= 0:
+            found.append(f"speech.predictor.projection_ratio={predictor.projection_ratio}: must be above 0")
+        if not 0 <= predictor.input_dropout < 1:
+            found.append(f"speech.predictor.input_dropout={predictor.input_dropout}: must be from 0 to below 1")
+        if predictor.kind is PredictorKind.CONV1D and predictor.groups >= 1:
+            widths = {"transformer.width": transformer.width}
+            if predictor.width is not None:
+                widths["speech.predictor.width"] = predictor.width
+            found += [
+                f"speech.predictor.groups={predictor.groups}: does not divide {name}={width}; choose a common divisor"
+                for name, width in widths.items()
+                if width % predictor.groups
+            ]
+        return found
+
+
+def _below(section: object, prefix: str, *least: tuple[str, int]) -> list[str]:
+    """A line for each setting that is smaller than it may be; null is no problem."""
+    found = []
+    for key, low in least:
+        value = getattr(section, key)
+        if value is not None and value < low:
+            found.append(f"speech.{prefix}{key}={value}: must be {low} or more")
+    return found

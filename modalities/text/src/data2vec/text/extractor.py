@@ -1,0 +1,84 @@
+"""Token embeddings with learned positions, as in RoBERTa (Liu et al. 2019) and both versions of data2vec.
+
+Shapes: B samples, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from data2vec.core.model.encoder import Extractor, Tokens
+
+# isort: split
+# Before the first import of fairseq2, which needs a library that not every machine has.
+from data2vec.text import _native  # noqa: F401
+
+# isort: split
+from fairseq2.nn import BatchLayout, LearnedPositionEncoder, StandardEmbedding
+
+_STD = 0.02  # of embeddings at first, as BERT and the authors' code
+
+
+class TextExtractor(Extractor):
+    """Each token's embedding plus that of its place, layer-normalised.
+
+    Positions are fairseq2's: ``positions.weight`` is (1 + ``block``, D), row 0 stands for padding and row 1 + i for
+    place i. RoBERTa's table has one unused row more in front (place i in row 2 + i), see
+    :mod:`data2vec.text.published`.
+
+    Args:
+        vocabulary: number of tokens.
+        width: D.
+        block: most tokens of an input.
+        pad: the token of padding; its embedding is zero and is not learned.
+        norm_eps: of the layer norm.
+    """
+
+    def __init__(self, *, vocabulary: int, width: int, block: int, pad: int = 1, norm_eps: float = 1e-5) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.block = block
+        self.embed = StandardEmbedding(vocabulary, width, pad_idx=pad, init_fn=_initialise)
+        self.positions = LearnedPositionEncoder(width, block)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        with torch.no_grad():
+            self.positions.weight.normal_(std=_STD)[0].zero_()
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """Tokens (B, T, D) of token numbers (B, T) int64, of which the first ``lengths`` (B,) are valid.
+
+        ``positions`` are the normalised embeddings of the places alone, for a learned mask vector: the layer norm of
+        a sum has no part that depends on the place only.
+
+        Raises:
+            ValueError: no (B, T) integers, more tokens than ``block``, or none.
+        """
+        shape, valid = self.grid(inputs, lengths)
+        embedded: Tensor = self.embed(inputs)
+        # Places do not depend on the sample, so they are looked up once; padding gets some too, which nothing reads.
+        origin = embedded.new_zeros(1, shape[0], embedded.shape[-1])
+        places: Tensor = self.positions(origin, _layout(shape[0], inputs.device))
+        padding = None if valid is None else torch.arange(shape[0], device=inputs.device) >= valid.unsqueeze(1)
+        return Tokens(self.norm(embedded + places), shape, padding, self.norm(places))
+
+    def grid(self, inputs: Tensor, lengths: Tensor | None = None) -> tuple[tuple[int], Tensor | None]:
+        """(T,) and the valid tokens of each sample, None where all T are; raises as ``forward``."""
+        if inputs.ndim != 2 or inputs.is_floating_point() or not inputs.shape[1]:
+            raise ValueError(f"text must be (samples, tokens) integers, got {tuple(inputs.shape)} {inputs.dtype}")
+        if inputs.shape[1] > self.block:
+            raise ValueError(f"{inputs.shape[1]} tokens, but there are positions for {self.block}; shorten the text")
+        return (inputs.shape[1],), lengths
+
+
+def _initialise(embedding: StandardEmbedding) -> None:
+    nn.init.normal_(embedding.weight, std=_STD)
+
+
+@lru_cache(maxsize=64)
+def _layout(length: int, device: torch.device) -> BatchLayout:
+    """One sequence without padding. Kept, because making one copies its numbers to the device."""
+    with torch.inference_mode(False):  # whoever asks first may be in inference mode, and whoever asks next in training
+        return BatchLayout((1, length), None, device=device)

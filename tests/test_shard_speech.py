@@ -1,0 +1,138 @@
+"""tools/shard.py speech: from audio files to shards, with lengths in the index, and bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import soundfile
+
+from data2vec.core.batch import Sample
+from data2vec.core.data.index import ShardIndex
+from data2vec.core.data.tar import read, scan
+from data2vec.speech.loader import AudioConfig, AudioDecoder
+
+TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
+NOISE = np.random.default_rng(0).normal(size=24_000).clip(-4, 4) / 5
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("shard_tool_for_speech", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # workers look their functions up by name
+    spec.loader.exec_module(module)
+    return module
+
+
+def write(path: Path, length: int = 8000, rate: int = 16_000) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(path, NOISE[:length], rate)
+
+
+def samples(out: Path, pattern: str = "*.tar") -> dict[str, Sample]:
+    found = {}
+    for path in sorted(out.glob(pattern)):
+        with path.open("rb") as file:
+            for entry in scan(path):
+                found[entry.key] = read(file.fileno(), entry, path.name)
+    return found
+
+
+def test_a_folder_of_classes_becomes_a_verified_set(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "audio", tmp_path / "out"
+    for number in range(24):
+        write(folder / ("yes", "no")[number % 2] / f"{number}.{('flac', 'wav', 'ogg')[number % 3]}", 4000 + 10 * number)
+    write(folder / "yes" / "slow.wav", 4000, 8000)
+    command = ["speech", str(folder), str(out), "--samples-per-shard", "10", "--validation", "0.2", "--workers", "2"]
+    assert tool.main(command) == 0
+    printed = capsys.readouterr().out
+    lengths = sum(4000 + 10 * number for number in range(24)) + 8000
+    assert "25 samples in 3 shards" in printed
+    assert f"{lengths:,} samples at 16 kHz" in printed
+    index = ShardIndex.load(out)
+    assert (index.modality, index.class_names) == ("speech", ("no", "yes"))
+    assert json.loads((out / "index.json").read_bytes())["totals"]["length"] == lengths == index.length
+    decode = AudioDecoder(AudioConfig(min_length=400, max_length=None), train=False, minimum=400)
+    found = samples(out)
+    assert len(found) == 25
+    for key, sample in found.items():
+        example = decode(sample, 0)
+        folder_name, number = key.split("/")
+        assert example.label == ("no", "yes").index(folder_name)
+        assert len(example.inputs) == (8000 if number == "slow" else 4000 + 10 * int(number))
+    for shard in index.shards:
+        lengths_there = [len(decode(s, 0).inputs) for s in samples(out, shard.name).values()]
+        assert list(shard.lengths) == lengths_there
+    assert tool.main(["verify", str(out)]) == 0
+    assert tool.main(["index", str(out), "--modality", "speech", "--classes", "no", "yes", "--force"]) == 0
+    assert ShardIndex.load(out) == index
+
+
+def test_librispeech_keeps_its_texts(tool: ModuleType, tmp_path: Path) -> None:
+    chapter = tmp_path / "LibriSpeech" / "dev-clean" / "84" / "121"
+    for number in range(4):
+        write(chapter / f"84-121-{number:04d}.flac")
+    (chapter / "84-121.trans.txt").write_text("".join(f"84-121-{n:04d} WORD NUMBER {n}\n" for n in range(4)))
+    out = tmp_path / "out"
+    assert tool.main(["speech", str(tmp_path / "LibriSpeech"), str(out), "--workers", "1"]) == 0
+    found = samples(out)
+    assert sorted(found) == [f"dev-clean/84/121/84-121-{number:04d}" for number in range(4)]
+    for key, sample in found.items():
+        assert sample.members["txt"].decode() == f"WORD NUMBER {int(key[-4:])}"
+        assert set(sample.members) == {"flac", "txt"}
+    assert ShardIndex.load(out).class_names == ()
+
+
+def test_a_manifest_and_its_texts(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    write(tmp_path / "audio" / "a.flac", 8000)
+    write(tmp_path / "audio" / "b.flac", 9000)
+    manifest, out = tmp_path / "train.tsv", tmp_path / "out"
+    manifest.write_text(f"{tmp_path / 'audio'}\na.flac\t8000\nb.flac\t9000\ngone.flac\t1\n")
+    (tmp_path / "train.wrd").write_text("first\nsecond\nthird\n")
+    texts = ["--transcripts", str(tmp_path / "train.wrd")]
+    assert tool.main(["speech", str(manifest), str(out), "--workers", "1", *texts]) == 0
+    printed = capsys.readouterr()
+    assert "gone.flac: cannot be read" in printed.err
+    assert "2 samples" in printed.out
+    assert "1 files skipped" in printed.out
+    assert {key: sample.members["txt"] for key, sample in samples(out).items()} == {"a": b"first", "b": b"second"}
+    manifest.write_text(f"{tmp_path / 'audio'}\n../secret.flac\t8000\n")
+    assert tool.main(["speech", str(manifest), str(tmp_path / "other")]) == 2
+    assert "must not leave that folder" in capsys.readouterr().err
+
+
+def test_files_that_are_no_audio_are_skipped_and_counted(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "audio", tmp_path / "out"
+    write(folder / "good.flac")
+    (folder / "text.wav").write_text("no audio")
+    (folder / "cut.flac").write_bytes((folder / "good.flac").read_bytes()[:4000])
+    assert tool.main(["speech", str(folder), str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "text.wav: 8 bytes are no usable audio" in printed.err
+    assert "cut.flac: " in printed.err
+    assert "1 samples" in printed.out
+    assert "2 files skipped" in printed.out
+    (folder / "good.flac").unlink()
+    assert tool.main(["speech", str(folder), str(tmp_path / "none"), "--workers", "1"]) == 2
+    assert "none of its 2 files could be used" in capsys.readouterr().err
+    assert tool.main(["speech", str(tmp_path / "gone"), str(tmp_path / "none")]) == 2
+    assert "no such folder of audio" in capsys.readouterr().err
+
+
+def test_reencoding_and_other_settings_are_another_job(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    folder, out = tmp_path / "audio", tmp_path / "out"
+    write(folder / "a.wav", 8000, 8000)
+    assert tool.main(["speech", str(folder), str(out), "--workers", "1", "--reencode"]) == 0
+    (sample,) = samples(out).values()
+    assert set(sample.members) == {"flac"}
+    assert ShardIndex.load(out).length == 16_000
+    assert tool.main(["speech", str(folder), str(out), "--workers", "1"]) == 2
+    assert "--force replaces them" in capsys.readouterr().err
