@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 TOOL = Path(__file__).parents[1] / "tools" / "benchmark.py"
+EXPERIMENTS = ", ".join(sorted(file.stem for file in TOOL.parents[1].glob("experiments/*.py")))
 TINY = [
     "transformer.depth=2", "transformer.width=32", "transformer.heads=2", "targets.top_k=2",
     "vision.image_size=28", "vision.mask.min_block=2",
 ]  # fmt: skip
+TINY_TRANSFORMER = ["transformer.depth=1", "transformer.width=32", "transformer.heads=2", "targets.top_k=1"]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,33 @@ def test_step(tool: ModuleType, tmp_path: Path, capsys) -> None:
     assert settings["gflop_per_sample"] > 4 * 2 * (2 * 12 * 32**2) * 17 / 1e9 * 0.9
     printed = capsys.readouterr().out
     assert "MFU" in printed
-    assert "samples/s" in printed
+    assert "images/s" in printed
+    assert row["units_per_second"] == row["samples_per_second"]  # a sample is an image
+
+
+@pytest.mark.parametrize(
+    ("experiment", "overrides", "unit", "per_sample"),
+    [
+        # 24 tokens, of the bytes that stand for text where there is no tokenizer
+        ("text_base", ["text.vocabulary=300", "text.block=24"], "tokens", 24),
+        # a clip is as long as the recipe crops to, here half a second
+        ("speech_base", ["speech.audio.max_length=8000", "speech.positions.depth=1"], "audio s", 0.5),
+    ],
+)
+def test_a_step_of_text_and_of_speech(
+    tool: ModuleType, tmp_path: Path, experiment: str, overrides: list[str], unit: str, per_sample: float, capsys
+) -> None:
+    command = ["step", experiment, "--sample", "--device", "cpu", "--batch", "3", "--steps", "2"]
+    result = run(tool, tmp_path, *command, *TINY_TRANSFORMER, *overrides)
+    settings, (row,) = result["settings"], result["rows"]
+    assert (settings["experiment"], settings["batch"]) == (f"{experiment}_sample", 3)
+    assert settings["parameters"] > 12 * 32**2  # a block and more
+    assert row["samples_per_second"] == pytest.approx(3 / (row["step_ms"] / 1e3))
+    assert row["units_per_second"] == pytest.approx(per_sample * row["samples_per_second"])
+    assert settings["gflop_per_sample"] > 4 * 2 * (12 * 32**2) * 24 / 1e9 * 0.9  # both have 24 positions
+    printed = capsys.readouterr().out
+    assert f"{unit}/s" in printed
+    assert f"{experiment}_sample: " in printed
 
 
 @pytest.mark.parametrize(
@@ -124,7 +152,7 @@ def test_loader_of_given_shards(tool: ModuleType, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["step", "no_such_recipe"], "no_such_recipe: no such experiment; choose one of cifar10, vision_base"),
+        (["step", "no_such_recipe"], f"no_such_recipe: no such experiment; choose one of {EXPERIMENTS}, or"),
         (["step", "vision_base", "optim.lrate=1"], "optim.lrate"),
         (["step", "vision_base", "--device", "nowhere"], "train.device=nowhere"),
         (["loader", "no-such-*.tar"], "no-such-*.tar"),

@@ -49,15 +49,11 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="a run's folder, or one of its checkpoints")
-    parser.add_argument(
-        "--tasks", help="of knn, linear, rank, positions, by commas (default: the run's)"
-    )
+    parser.add_argument("--tasks", help="of knn, linear, rank, positions, by commas (default: the run's)")
     parser.add_argument("--data", help="labelled shards for the probes (default: the run's own data)")
     parser.add_argument("--test", help="shards to judge by (default: a fifth of --data, or the run's validation data)")
     parser.add_argument("--modality", help="which one, when the run has several")
-    parser.add_argument(
-        "--layers", help="top_k, last, all, extractor or a block's number (default: the run's)"
-    )
+    parser.add_argument("--layers", help="top_k, last, all, extractor or a block's number (default: the run's)")
     parser.add_argument("--max-samples", type=int, help="at most this many of each set")
     parser.add_argument("--workers", type=int, help="loader processes (default: the run's data.workers)")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda ... (default: auto)")

@@ -14,104 +14,37 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
-from multiprocessing.synchronize import Event
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data2vec.core.data.files import temporary_name, write_atomically
+from data2vec.core.data.files import write_atomically
 from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, prefixed
 from data2vec.core.data.order import permutation
-from data2vec.core.data.shards import ShardFile, describe, index_folder, measure_of, verify
-from data2vec.core.errors import Data2VecError, DataError, SampleError
+from data2vec.core.data.shards import describe, index_folder, measure_of, verify
+from data2vec.core.errors import Data2VecError, DataError
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
-from sharding_speech import add_speech
-from sharding_text import add_text
+from sharding.source import Source, positive
+from sharding.speech import add_speech
+from sharding.text import add_text
+from sharding.vision import add_vision
+from sharding.workers import Task, Written, write_all
 
 STATE_NAME = ".shard-state.json"
 PREFIXES = ("train", "validation")
 _SHOWN = 10  # unusable files and problems that are named
 
-
-class Item(Protocol):
-    """One file that becomes a sample, or a part of a corpus that becomes several."""
-
-    @property
-    def key(self) -> str: ...
-
-    def describe(self) -> str: ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a modality's command puts into shards.
-
-    ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members)
-    and a line in ``skipped`` for each that was left out. It must be picklable.
-    """
-
-    modality: str
-    items: Sequence[Any]  # of Item
-    class_names: tuple[str, ...]
-    encode: Callable[[Any], Any]
-    settings: str  # what else decides the shards' bytes
-    samples: int | None = None  # that the items make, about, where it is not one each
-    beside: Mapping[str, bytes] = field(default_factory=dict)  # files that belong beside the shards
-    scratch: Path | None = None  # a folder that is not needed once the set is finished
-    unit: str = "files"  # what is skipped
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard to write."""
-
-    path: Path
-    modality: str
-    items: Sequence[Any]
-    encode: Callable[[Any], Any]
-
-
-@dataclass(frozen=True)
-class Written:
-    """A finished shard (None: every item was unusable) and a line for each item that was left out."""
-
-    shard: ShardInfo | None
-    skipped: tuple[str, ...]
-
-
 # One function per modality: it declares its arguments and says how its files become samples.
-
-
-def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
-    """Images in class subfolders, or flat."""
-    parser.add_argument("--max-size", type=_positive, metavar="N", help="re-encode larger images to a short side of N")
-    parser.add_argument("--no-verify", action="store_true", help="do not check that every file is an image")
-
-    def source(arguments: argparse.Namespace) -> Source:
-        from data2vec.vision.folder import list_image_folder, read_image_file
-
-        found = list_image_folder(arguments.folder)
-        encode = partial(read_image_file, verify=not arguments.no_verify, max_size=arguments.max_size)
-        settings = f"{arguments.max_size} {arguments.no_verify}"
-        return Source("vision", found.images, found.class_names, encode, settings)
-
-    return source
-
-
 MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]] = {
     "vision": add_vision,
     "speech": add_speech,
@@ -132,9 +65,9 @@ def write(arguments: argparse.Namespace) -> int:
         print(f"{len(results)} of {len(tasks)} shards are finished already")
     with _progress("shards") as advance:
         left = [task for task in tasks if task.path.name not in results]
-        with closing(_write_all(left, arguments.workers)) as finished:
-            for name, written in finished:
-                results[name] = written
+        with closing(write_all(left, arguments.workers)) as finished:
+            for name, result in finished:
+                results[name] = result
                 _save_state(out, job, results)
                 advance(len(results), len(tasks))
     shards = tuple(results[name].shard for name in sorted(results))
@@ -247,62 +180,6 @@ def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
     return tasks
 
 
-_stopping: Event | None = None
-
-
-def _start_worker(stopping: Event) -> None:
-    global _stopping
-    _stopping = stopping
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process tells workers to stop
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _write_shard(task: Task) -> Written:
-    """Write one shard; runs in a worker."""
-    shard = ShardFile(task.path, measure_of(task.modality)[0])
-    skipped = []
-    try:
-        for item in task.items:
-            if _stopping is not None and _stopping.is_set():
-                raise DataError("interrupted")
-            try:
-                encoded = task.encode(item)
-                one = isinstance(encoded, Mapping)
-                for key, members in [(item.key, encoded)] if one else encoded.samples:
-                    shard.write(key, members)
-                skipped += () if one else encoded.skipped
-            except SampleError as error:
-                skipped.append(str(error))
-        if shard.samples:
-            return Written(shard.finish(), tuple(skipped))
-        shard.discard()
-        return Written(None, tuple(skipped))
-    except BaseException:
-        shard.discard()
-        raise
-
-
-def _write_all(tasks: Sequence[Task], workers: int) -> Generator[tuple[str, Written], None, None]:
-    """Write shards in parallel; yields each as it is finished. Stops all workers before an error goes on."""
-    if not tasks:
-        return
-    stopping = multiprocessing.Event()
-    with ProcessPoolExecutor(min(workers, len(tasks)), initializer=_start_worker, initargs=(stopping,)) as pool:
-        try:
-            futures: dict[Future[Written], str] = {pool.submit(_write_shard, t): t.path.name for t in tasks}
-            while futures:
-                for future in wait(futures, return_when=FIRST_COMPLETED).done:
-                    yield futures.pop(future), future.result()
-        except BrokenProcessPool:
-            for task in tasks:
-                temporary_name(task.path).unlink(missing_ok=True)
-            raise DataError("a worker died: most often memory ran out; lower --workers and start again") from None
-        except BaseException:
-            stopping.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
-
-
 def _load_state(out: Path) -> tuple[str, dict[str, Written]]:
     """The job and the finished shards of an interrupted run; empty where there is none that can be read."""
     try:
@@ -350,12 +227,6 @@ def _tell(lines: Sequence[str], what: str, stream: Any) -> None:
         print(f"... and {len(lines) - _SHOWN} more {what}", file=stream)
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
 def _share(text: str) -> float:
     try:
         share = float(text)
@@ -374,11 +245,11 @@ def _parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=add.__doc__, description=f"Write shards: {add.__doc__}")
         command.add_argument("folder", type=Path, metavar="FOLDER", help="what is sharded; it is only read")
         command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")
-        command.add_argument("--samples-per-shard", type=_positive, default=2_000, metavar="N", help="default 2000")
+        command.add_argument("--samples-per-shard", type=positive, default=2_000, metavar="N", help="default 2000")
         command.add_argument(
             "--validation", type=_share, default=0.0, metavar="SHARE", help="put into validation-*.tar"
         )
-        command.add_argument("--workers", type=_positive, default=os.cpu_count() or 1, metavar="N", help="processes")
+        command.add_argument("--workers", type=positive, default=os.cpu_count() or 1, metavar="N", help="processes")
         command.add_argument("--seed", type=int, default=0, help="of the order of the samples")
         command.add_argument("--force", action="store_true", help="replace the shards that OUT holds")
         command.set_defaults(run=write, source=add(command))

@@ -147,4 +147,5 @@ def test_not_a_mask(hidden: Tensor) -> None:
 def test_unequal_rows_of_several_masks_can_be_gathered() -> None:
     mask = Mask.of(rows("x...", "xx.."), visible_only=True)
     assert mask.visible is not None
-    assert gather_positions(torch.arange(4.0).view(1, 4, 1), mask.visible).squeeze(-1).tolist() == [[1, 2, 3], [2, 3, 0]]
+    gathered = gather_positions(torch.arange(4.0).view(1, 4, 1), mask.visible)
+    assert gathered.squeeze(-1).tolist() == [[1, 2, 3], [2, 3, 0]]

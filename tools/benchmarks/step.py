@@ -6,14 +6,13 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from benchmarks.inputs import INPUTS, micro_batch
 from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result, Row
-from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment, Precision, Switch
@@ -24,7 +23,6 @@ from data2vec.core.overrides import validate
 from data2vec.core.training.engine import TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.trainer import hide
-from data2vec.vision import Vision
 
 _CPU_BATCH = 4  # of models as wide as base and wider, when no batch is asked for
 _WIDE = 512
@@ -81,12 +79,12 @@ def step(arguments: argparse.Namespace) -> Result:
     name, modality = next(iter(chosen.modalities.items()))
     device = choose_device(chosen.train.device)
     samples = chosen.train.batch
-    inputs = INPUTS[name](modality, samples) if name in INPUTS else None
-    if inputs is None:
+    if name not in INPUTS:
         raise ConfigError(
             [f"{chosen.name}: no random input is known for {name}; choose a recipe of {', '.join(INPUTS)}"]
         )
-    batch = Batch(name, inputs.to(device), torch.arange(samples), torch.full((samples,), -1))
+    drawn = INPUTS[name](modality, samples)
+    batch = Batch(name, drawn.inputs.to(device), torch.arange(samples), torch.full((samples,), -1))
     bf16 = uses_bf16(chosen.train.precision, device)
     switches = {Switch.OFF: [Switch.OFF], Switch.ON: [Switch.OFF, Switch.ON]}
     wanted = switches.get(chosen.train.compile, [Switch.OFF, Switch.ON] if device.type == "cuda" else [Switch.OFF])
@@ -102,6 +100,7 @@ def step(arguments: argparse.Namespace) -> Result:
             variant.measure()
     rows = [variant.row(flops, limit, samples) for variant in variants]
     for row in rows:
+        row["units_per_second"] = row["samples_per_second"] * drawn.per_sample
         row["ratio"] = row["samples_per_second"] / rows[0]["samples_per_second"]
     parameters = sum(p.numel() for p in variants[0].engine.model.student.parameters())
     settings = {
@@ -110,7 +109,7 @@ def step(arguments: argparse.Namespace) -> Result:
         "matmul_tflops": limit / 1e12, "overrides": list(arguments.overrides),
     }  # fmt: skip
     columns = {
-        "variant": "step", "samples_per_second": "samples/s", "step_ms": "ms/step",
+        "variant": "step", "units_per_second": f"{drawn.unit}/s", "step_ms": "ms/step",
         "forward_backward_ms": "forward +\nbackward ms", "update_ms": "optimiser +\nteacher ms", "tflops": "TFLOP/s",
         "mfu": "MFU", "peak_gib": "peak GiB", "ratio": "ratio",
     }  # fmt: skip
@@ -152,26 +151,17 @@ def _variant(chosen: Experiment, switch: Switch, batch: Batch, device: torch.dev
 
 def _sized(chosen: Experiment, arguments: argparse.Namespace) -> Experiment:
     """The experiment with the device, precision and batch that are measured."""
-    batch = arguments.batch or chosen.train.micro_batch or chosen.train.batch
+    batch = arguments.batch or micro_batch(chosen)
     device = choose_device(arguments.device)
     if arguments.batch is None and device.type == "cpu" and chosen.transformer.width >= _WIDE:
         batch = min(batch, _CPU_BATCH)
     train = {
         "device": arguments.device, "precision": Precision(arguments.precision), "compile": Switch(arguments.compile),
-        "batch": batch, "micro_batch": None,
+        "batch": batch, "micro_batch": None, "batch_length": None, "micro_length": None,
     }  # fmt: skip
     chosen = chosen.replace(train=train)
     validate(chosen)
     return chosen
-
-
-def _vision_input(modality: Vision, samples: int) -> Tensor:
-    size = modality.image_size
-    return torch.randn(samples, modality.channels, size, size, generator=torch.Generator().manual_seed(0))
-
-
-# What stands for a batch of each modality: (settings, samples) to inputs on the CPU.
-INPUTS: dict[str, Callable[[Any, int], Tensor]] = {"vision": _vision_input}
 
 
 def _wait(device: torch.device) -> None:

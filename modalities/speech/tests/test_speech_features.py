@@ -57,6 +57,11 @@ def test_loudness_shifts_the_logarithm() -> None:
     assert log_mel(noise(100)[None]).shape == (1, 1, BANDS)
 
 
+def test_white_noise_of_unit_power_has_unit_energy_at_every_frequency() -> None:
+    energy = log_mel(noise(160_000)[None])[0].exp().mean(dim=0)
+    torch.testing.assert_close(energy / features._filterbank().sum(dim=0), torch.ones(BANDS), atol=0.15, rtol=0)
+
+
 def test_pooled_is_mean_and_deviation() -> None:
     x = noise(16_000)
     spectrum = log_mel(x[None])[0]
@@ -89,3 +94,6 @@ def test_frames_are_means_of_the_windows_around_their_centres() -> None:
     torch.testing.assert_close(frames[0], spectrum[:2].mean(dim=0), atol=1e-4, rtol=1e-4)
     fine = log_mel_frames(batch(x), 40, 100)[0]
     torch.testing.assert_close(fine[8], spectrum[5], atol=1e-4, rtol=1e-4)
+    # The middle of 720 samples is a window's 160 samples later.
+    later = log_mel_frames(batch(x), 20, 160, receptive=720)[0]
+    torch.testing.assert_close(later[3], spectrum[4], atol=1e-4, rtol=1e-4)

@@ -12,6 +12,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from data2vec.core.errors import SampleError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -70,6 +72,16 @@ class Batch:
             cut(self.lengths), cut(self.student_inputs), self.keys[:count], (), cut(self.position_labels),
         )  # fmt: skip
 
+    def labelled(self) -> Self:
+        """The samples with a label, padded no further than they need; all of them where none has one."""
+        chosen = (self.labels >= 0).nonzero().flatten()
+        if len(chosen) in (0, len(self)):
+            return self
+        lengths = None if self.lengths is None else self.lengths[chosen]
+        inputs = self.inputs[chosen] if lengths is None else self.inputs[chosen, : int(lengths.max())]
+        keys = tuple(self.keys[place] for place in chosen.tolist()) if self.keys else ()
+        return type(self)(self.modality, inputs, self.ids[chosen], self.labels[chosen], lengths, keys=keys)
+
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device (asynchronous from pinned memory)."""
 
@@ -92,6 +104,21 @@ class Batch:
             self.modality, self.inputs.pin_memory(), self.ids.pin_memory(), self.labels.pin_memory(),
             pin(self.lengths), pin(self.student_inputs), self.keys, self.broken, pin(self.position_labels),
         )  # fmt: skip
+
+
+def decode_label(sample: Sample) -> int | None:
+    """The class number in the member ``cls``; None where there is no such member.
+
+    Raises:
+        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
+    """
+    text = sample.members.get("cls")
+    if text is None:
+        return None
+    digits = text.strip()
+    if not digits.isdigit() or len(digits) > 9:
+        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
+    return int(digits)
 
 
 def stack(modality: str, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:

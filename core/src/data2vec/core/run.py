@@ -317,9 +317,16 @@ def _with_assets(
     """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there."""
     modalities = {}
     for name, modality in experiment.modalities.items():
-        for data in (train[name], validation[name]):
-            keep(folder, beside(data.shards, modality.assets), started=started or data is validation[name])
-        modalities[name] = located(modality, folder)
+        written = []
+        try:
+            for data in (train[name], validation[name]):
+                files = beside(data.shards, modality.assets)
+                written += keep(folder, files, started=started or data is validation[name])
+            modalities[name] = located(modality, folder)
+        except Data2VecError:
+            for path in written:  # else the next command would take them for the run's own
+                path.unlink(missing_ok=True)
+            raise
         train[name] = replace(train[name], modality=modalities[name])
         validation[name] = replace(validation[name], modality=modalities[name])
     return experiment.replace(modalities=modalities)

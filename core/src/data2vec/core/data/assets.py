@@ -39,8 +39,8 @@ def _read(shards: ShardSet, location: str) -> bytes | None:
         raise DataError(f"{location}: cannot be read ({error.strerror})") from None
 
 
-def keep(folder: Path, files: Mapping[str, bytes], *, started: bool) -> None:
-    """Copy files into a run's folder.
+def keep(folder: Path, files: Mapping[str, bytes], *, started: bool) -> list[Path]:
+    """Copy files into a run's folder; returns those that were not there before.
 
     Args:
         folder: the run's.
@@ -50,17 +50,21 @@ def keep(folder: Path, files: Mapping[str, bytes], *, started: bool) -> None:
     Raises:
         DataError: the run keeps another file of that name, or the folder cannot be written to.
     """
+    written = []
     for name, content in files.items():
         path = folder / name
         if path.is_file() and path.read_bytes() == content:
             continue
         if started:
             require_same(folder, files)
+        is_new = not path.is_file()
         try:
             folder.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror})") from None
+        written += [path] if is_new else []
+    return written
 
 
 def require_same(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -69,6 +69,8 @@ def extract_all(
 ) -> dict[str, Features]:
     """Pool the outputs of several encoders in one pass over the data, so that each sample is decoded once.
 
+    Of a batch in which some samples have labels, the others are left out: no probe could use them.
+
     Args:
         encoders: encoders by name; the caller has put them in evaluation mode on ``device``.
         batches: batches on any device; reading stops once ``max_samples`` samples have been seen.
@@ -80,7 +82,7 @@ def extract_all(
     labels: list[Tensor] = []
     keys: list[str] = []
     seen = 0
-    for batch in batches:
+    for batch in map(Batch.labelled, batches):
         take = min(len(batch), max_samples - seen)
         moved = batch.to(device)
         for name, encode in encoders.items():

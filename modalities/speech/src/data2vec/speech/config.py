@@ -179,7 +179,7 @@ class Speech(Modality):
     def panels(self, drawn: Illustrations) -> list[Panel]:
         from data2vec.speech.panels import panels  # drawing is not needed to train
 
-        return panels(drawn, hop=self.geometry.hop)
+        return panels(drawn, hop=self.geometry.hop, receptive=self.geometry.receptive_field)
 
     def _convolution_problems(self) -> list[str]:
         found = []

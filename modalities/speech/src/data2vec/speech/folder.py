@@ -206,7 +206,7 @@ def _librispeech_texts(tables: Sequence[Path]) -> Mapping[Path, str]:
     for table in tables:
         for line in _lines(table):
             name, _, text = line.strip().partition(" ")
-            if name and PurePath(name).name == name:
+            if name:
                 texts[table.parent / name] = text.strip()
     return texts
 

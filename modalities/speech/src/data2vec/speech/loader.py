@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.batch import Batch, Example, Sample
+from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
 from data2vec.speech.audio import decode, read_header
 
@@ -145,21 +145,6 @@ def length_of(members: Mapping[str, bytes]) -> int | None:
         SampleError: no audio, or a header that cannot be used.
     """
     return read_header(members[_audio_member(members)]).length
-
-
-def decode_label(sample: Sample) -> int | None:
-    """The class number in the member ``cls``; None where there is no such member.
-
-    Raises:
-        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
-    """
-    text = sample.members.get("cls")
-    if text is None:
-        return None
-    digits = text.strip()
-    if not digits.isdigit() or len(digits) > 9:
-        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
-    return int(digits)
 
 
 def decode_frame_labels(sample: Sample, length: int) -> NDArray[np.int64] | None:

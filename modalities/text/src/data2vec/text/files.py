@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -161,7 +161,7 @@ def unpack(file: TextFile, folder: Path) -> TextFile:
     return TextFile(target, file.name.removesuffix(_suffixes(file.name)[1]), file.label)
 
 
-def cut_into_parts(files: Iterable[TextFile], documents: Documents, size: int) -> tuple[TextPart, ...]:
+def cut_into_parts(files: Sequence[TextFile], documents: Documents, size: int) -> tuple[TextPart, ...]:
     """Whole documents in runs of about ``size`` bytes, over the borders of files where these are smaller.
 
     Only the surroundings of the places where parts begin are read.
@@ -181,9 +181,7 @@ def cut_into_parts(files: Iterable[TextFile], documents: Documents, size: int) -
             spans.clear()
             held = 0
 
-    count = 0
     for file in files:
-        count += 1
         stamp = _stamp(file.path)
         start = 0
         for end in _ends(file, documents, size - held, size):
@@ -194,7 +192,7 @@ def cut_into_parts(files: Iterable[TextFile], documents: Documents, size: int) -
                 close()
     close()
     if not parts:
-        raise DataError(f"the {count} text files are empty")
+        raise DataError(f"the {len(files)} text files are empty")
     return tuple(parts)
 
 
@@ -268,8 +266,8 @@ class TextEncoder:
                 else:
                     skipped.append(f"{one.place}: gives no tokens")
         if self.packing is Packing.ACROSS:
-            blocks = self._blocks([ids for _, ids in found])
-            samples = [(f"{part.key}/{number:05d}", self._members(ids, None)) for number, ids in enumerate(blocks)]
+            across = enumerate(self._blocks([ids for _, ids in found]))
+            samples = [(f"{part.key}/{number:05d}", self._members(block, None)) for number, block in across]
         else:
             samples = [
                 (f"{part.key}/{number:05d}-{piece:05d}", self._members(block, document.label))
@@ -296,14 +294,11 @@ def _folder_files(folder: Path) -> list[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
 
-    paths = []
+    paths: list[Path] = []
     for root, folders, names in os.walk(folder, onerror=fail):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and _suffixes(name)[0] in (*PLAIN, *JSON_LINES)
-        ]
+        shown = (name for name in names if not name.startswith("."))
+        paths += [Path(root, name) for name in shown if _suffixes(name)[0] in (*PLAIN, *JSON_LINES)]
     return paths
 
 

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from data2vec.core.batch import Batch, Example, Sample
+from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
 from data2vec.core.model.random import derive
 from data2vec.text.tokenizer import Tokenizer
@@ -152,21 +152,6 @@ def _header(data: bytes) -> tuple[int, int]:
         expected = _HEADER.size + width * count
         raise SampleError(f"tokens have {len(data)} bytes, {count} ids need {expected}: damaged; write them anew")
     return width, count
-
-
-def decode_label(sample: Sample) -> int | None:
-    """The class number in the member ``cls``; None where there is no such member.
-
-    Raises:
-        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
-    """
-    text = sample.members.get("cls")
-    if text is None:
-        return None
-    digits = text.strip()
-    if not digits.isdigit() or len(digits) > 9:
-        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
-    return int(digits)
 
 
 def collate_text(name: str, samples: Sequence[Sample], examples: Sequence[Example], *, pad: int) -> Batch:

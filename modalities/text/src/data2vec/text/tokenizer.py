@@ -119,21 +119,19 @@ class Tokenizer:
         return text
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        r"""What to show for every id by itself; bytes that are only a part of a character stand as ``\xe2``."""
+        r"""What to show for every id by itself; one after another they read as the text.
+
+        Bytes that are only a part of a character stand as ``\xe2``.
+        """
         shown = []
+        specials, readable = self.specials, _READABLE.get(type(self._rules.decoder), str)
         for token in ids:
             name = self._rules.id_to_token(int(token))
             if name is None:
                 shown.append(f"[{int(token)}]")  # a gap in the vocabulary
-            elif self._byte_level and int(token) not in self.specials:
-                shown.append(_readable(name))
             else:
-                shown.append(name)
+                shown.append(name if int(token) in specials else readable(name))
         return shown
-
-    @property
-    def _byte_level(self) -> bool:
-        return isinstance(self._rules.decoder, decoders.ByteLevel)
 
     def __reduce__(self) -> tuple[Callable[..., Tokenizer], tuple[Any, str]]:
         return (Tokenizer.parse, (self.content, "pickled tokenizer"))
@@ -205,6 +203,20 @@ def _readable(name: str) -> str:
     if any(character not in _BYTE_OF for character in name):
         return name  # an added token, which stands for itself
     return bytes(_BYTE_OF[character] for character in name).decode("utf-8", "backslashreplace")
+
+
+def _word_piece(name: str) -> str:
+    return name[2:] if name.startswith("##") else f" {name}"
+
+
+def _metaspace(name: str) -> str:
+    return name.replace("\u2581", " ")
+
+
+# How a decoder writes the names of its tokens, so that they read as text one after another.
+_READABLE = {
+    decoders.ByteLevel: _readable, decoders.WordPiece: _word_piece, decoders.Metaspace: _metaspace
+}  # fmt: skip
 
 
 def _special_names(vocabulary: dict[str, int], source: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-from data2vec.core.batch import Example, Sample
+from data2vec.core.batch import Example, Sample, decode_label
 from data2vec.core.errors import SampleError
 
 EXTENSIONS = ("jpg", "jpeg", "png", "webp")
@@ -112,21 +112,6 @@ class ImageDecoder:
         pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, self.channels)
         factor, summand = self._normalisation
         return torch.addcmul(summand, pixels.float(), factor).permute(2, 0, 1).contiguous()
-
-
-def decode_label(sample: Sample) -> int | None:
-    """The class number in the member ``cls``; None where there is no such member.
-
-    Raises:
-        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
-    """
-    text = sample.members.get("cls")
-    if text is None:
-        return None
-    digits = text.strip()
-    if not digits.isdigit() or len(digits) > 9:
-        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
-    return int(digits)
 
 
 def decode_image(sample: Sample, channels: int) -> Image.Image:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from sharding.source import Source
 
 from data2vec.core.data.index import INDEX_NAME
 from data2vec.core.errors import DataError
@@ -32,22 +32,7 @@ _LEAST_BLOCK = 3  # two special tokens and one of text
 _PROBED = 16  # parts from which the number of samples is estimated
 
 
-@dataclass(frozen=True)
-class TextSource:
-    """What ``tools/shard.py`` asks of a source, for text: see ``Source`` there."""
-
-    items: Sequence[TextPart]
-    class_names: tuple[str, ...]
-    encode: TextEncoder
-    settings: str
-    samples: int
-    beside: Mapping[str, bytes] = field(repr=False)
-    scratch: Path
-    unit: str = "documents"
-    modality: str = "text"
-
-
-def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], TextSource]:
+def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
     """Text files or lines of JSON, in a folder (class subfolders give labels), a glob in quotes, or one file."""
     tokens = parser.add_mutually_exclusive_group(required=True)
     tokens.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json")
@@ -67,7 +52,7 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         help="what a document is in a plain file: a line, what stands between blank lines, or the file",
     )
 
-    def source(arguments: argparse.Namespace) -> TextSource:
+    def source(arguments: argparse.Namespace) -> Source:
         from data2vec.text import files
         from data2vec.text.packing import Packing
         from data2vec.text.tokenizer import FILE_NAME
@@ -84,7 +69,8 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         encode = files.TextEncoder(tokenizer, arguments.block, packing, documents, classes)
         settings = f"{arguments.block} {packing} {documents} {hashlib.sha256(tokenizer.content).hexdigest()}"
         beside = {FILE_NAME: tokenizer.content}
-        return TextSource(parts, classes, encode, settings, _estimate(parts, encode), beside, scratch)
+        samples = _estimate(parts, encode)
+        return Source("text", parts, classes, encode, settings, samples, beside, scratch, unit="documents")
 
     return source
 

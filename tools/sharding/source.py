@@ -1,0 +1,44 @@
+"""What a modality's command of ``tools/shard.py`` gives to be written into shards."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Item(Protocol):
+    """One file that becomes a sample, or a part of a corpus that becomes several."""
+
+    @property
+    def key(self) -> str: ...
+
+    def describe(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a modality's command puts into shards.
+
+    ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members)
+    and a line in ``skipped`` for each that was left out. It must be picklable.
+    """
+
+    modality: str
+    items: Sequence[Item]
+    class_names: tuple[str, ...]
+    encode: Callable[[Any], Any]
+    settings: str  # what else decides the shards' bytes
+    samples: int | None = None  # that the items make, about, where it is not one each
+    beside: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # files that belong beside the shards
+    scratch: Path | None = None  # a folder that is not needed once the set is finished
+    unit: str = "files"  # what is skipped
+
+
+def positive(text: str) -> int:
+    """A whole number above 0 on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)

@@ -1,0 +1,29 @@
+"""The vision command of ``tools/shard.py``: image files become samples.
+
+tools/shard.py vision IMAGES_FOLDER SHARDS --validation 0.1
+tools/shard.py vision ImageNet/train SHARDS --max-size 256
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from functools import partial
+
+from sharding.source import Source, positive
+
+
+def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
+    """Images in class subfolders, or flat."""
+    parser.add_argument("--max-size", type=positive, metavar="N", help="re-encode larger images to a short side of N")
+    parser.add_argument("--no-verify", action="store_true", help="do not check that every file is an image")
+
+    def source(arguments: argparse.Namespace) -> Source:
+        from data2vec.vision.folder import list_image_folder, read_image_file  # the other commands need no vision
+
+        found = list_image_folder(arguments.folder)
+        encode = partial(read_image_file, verify=not arguments.no_verify, max_size=arguments.max_size)
+        settings = f"{arguments.max_size} {arguments.no_verify}"
+        return Source("vision", found.images, found.class_names, encode, settings)
+
+    return source
