@@ -79,23 +79,26 @@ experiment = Experiment(
     train=TrainConfig(updates=400_000, batch_length=8 * 1_000_000, micro_length=1_000_000, checkpoint_every=5_000),
 )
 
-# The small model of 1.0's sample with 2.0's masks and decoder; fewer masks and layers for a CPU.
+# The small model of 1.0's sample, its targets too, with 2.0's masks and decoder; fewer masks and layers for a CPU.
 sample = experiment.replace(
     name="speech_base_v2_sample",
     speech={
-        "channels": (32, 48, 64, 96, 128, 128, 128),
+        "channels": (128, 128),
+        "kernels": (256, 5),
+        "strides": (64, 5),
+        "mel": True,
         "positions": {"width": 20, "depth": 2, "groups": 8},
         "dropout": 0.0,
-        "audio": {"min_length": 4_000, "max_length": 32_000},
+        "audio": {"min_length": 4_000, "max_length": 16_000},
         "mask": {"masks": 2},
         "predictor": {"layers": 2, "width": 128, "groups": 8, "input_dropout": 0.0},
     },
-    transformer={"depth": 4, "width": 128, "heads": 4, "layer_drop": 0.0, "dropout": 0.0, "attention_dropout": 0.0},
-    teacher={"decay_start": 0.99, "decay_end": 0.9995, "decay_updates": 400},
-    targets={"top_k": 3},
-    optim={"lr": 1e-3, "warmup": 50},
+    transformer=base_sample.transformer,
+    teacher=base_sample.teacher,
+    targets=base_sample.targets,
+    optim={"lr": 3e-3, "warmup": 50},
     data=base_sample.data,
-    train={"updates": 400, "batch_length": 400_000, "micro_length": 400_000, "checkpoint_every": 200},
+    train={"updates": 1_000, "batch_length": 256_000, "micro_length": 256_000, "checkpoint_every": 500},
     evaluation=base_sample.evaluation,
 )
 

@@ -90,12 +90,12 @@ sample = experiment.replace(
         "mask": {"masks": 2},
         "predictor": {"layers": 2, "width": 128, "kernel": 5, "input_dropout": 0.0},
     },
-    transformer={"depth": 4, "width": 128, "heads": 4, "dropout": 0.0, "attention_dropout": 0.0},
-    teacher={"decay_start": 0.99, "decay_end": 0.9995, "decay_updates": 400},
-    targets={"top_k": 3},
-    optim={"lr": 1e-3, "warmup": 50},
+    transformer=base_sample.transformer,
+    teacher={"decay_start": 0.99, "decay_end": 0.9995, "decay_updates": 600, "shares": TeacherShares.NOTHING},
+    targets={"top_k": 2},
+    optim={"lr": 1e-3, "warmup": 100},
     data=base_sample.data,
-    train={"updates": 400, "batch": 32, "micro_batch": None, "checkpoint_every": 200},
+    train={"updates": 900, "batch": 16, "micro_batch": None, "checkpoint_every": 450},
     evaluation=base_sample.evaluation,
 )
 

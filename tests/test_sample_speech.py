@@ -53,7 +53,7 @@ def test_how_much_there_is(folder: Path, sets: dict[str, list[tuple[Sample, Batc
     index = ShardIndex.load(folder)
     assert (index.modality, index.class_names) == ("speech", WORDS)
     assert index.samples == sum(len(part) for part in sets.values())
-    for prefix, sentences, per_word in (("train", 1000, 40), ("validation", 100, 16)):
+    for prefix, sentences, per_word in (("train", 1000, 38), ("validation", 100, 22)):
         labels = Counter(int(batch.labels) for _, batch in sets[prefix])
         assert labels == {-1: sentences} | dict.fromkeys(range(len(WORDS)), per_word)
         shards = [shard for shard in index.shards if shard.name.startswith(prefix)]
@@ -61,7 +61,7 @@ def test_how_much_there_is(folder: Path, sets: dict[str, list[tuple[Sample, Batc
         assert lengths == [batch.inputs.shape[1] for _, batch in sets[prefix]]
         seconds = [batch.inputs.shape[1] / RATE for _, batch in sets[prefix] if int(batch.labels) < 0]
         assert min(seconds) >= 1
-        assert max(seconds) <= 4
+        assert max(seconds) <= 5
     minutes = sum(batch.inputs.shape[1] for _, batch in sets["train"]) / RATE / 60
     words = {word for sample, _ in sets["train"] for word in sample.members["txt"].decode().split()}
     print(f"\n{minutes:.1f} minutes of training speech, {len(words)} different words, {index.size / 1e6:.0f} MB")
@@ -85,8 +85,8 @@ def test_validation_voices_are_unseen_and_every_word_is_as_it_is_labelled() -> N
     voices = {
         prefix: {clip.utterance.voice.partition("+")[2] for clip in plan(prefix)} for prefix in ("train", "validation")
     }
-    assert len(voices["train"]) == 40
-    assert len(voices["validation"]) == 16
+    assert len(voices["train"]) == 38
+    assert len(voices["validation"]) == 11
     assert not voices["train"] & voices["validation"]
     for prefix in voices:
         for clip in plan(prefix):
@@ -151,11 +151,11 @@ def test_raw_spectra_find_the_words_and_phonemes_in_part(sets: dict[str, list[tu
     phonemes = linear_accuracy(frames["train"], test)
     silence = float((test.labels == 0).double().mean())
     print(
-        f"\nwords of unseen voices from pooled log-mel: {mean:.1%} ({std:.1%}) from 200 labels, {every:.1%} from 800; "
+        f"\nwords of unseen voices from pooled log-mel: {mean:.1%} ({std:.1%}) from 200 labels, {every:.1%} from 760; "
         f"phonemes from log-mel frames: {phonemes:.1%}, silence alone {silence:.1%}"
     )
-    assert 0.3 < mean < 0.8
-    assert mean < every < 0.9
+    assert 0.5 < mean < 0.75
+    assert mean + 0.05 < every < 0.9
     assert silence + 0.15 < phonemes < 0.85
 
 

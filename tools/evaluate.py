@@ -24,7 +24,7 @@ from data2vec.core.evaluation.probe import check_tasks
 from data2vec.core.evaluation.run import evaluate_model
 from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.overrides import validate
-from data2vec.core.run import open_data
+from data2vec.core.preparation import open_data
 
 _TEST_SHARE = 0.2  # of --data when --test is not given
 

@@ -217,7 +217,7 @@ def learned(folder: Path) -> tuple[dict[str, Tensor], list[dict[str, float]], di
     saved = checkpoint.load(place)
     tensors = {f"{part}:{name}": value for part, values in saved.tensors.items() for name, value in values.items()}
     lines = [{k: v for k, v in line.items() if k not in MEASURED} for line in read_metrics(folder / "metrics.jsonl")]
-    state = {key: saved.state[key] for key in ("random", "health", "update")}
+    state = {key: saved.state[key] for key in ("local", "health", "update")}
     return tensors, lines, {**state, "positions": saved.state["progress"]["positions"]}
 
 
@@ -303,7 +303,7 @@ def test_accumulation_is_one_big_batch(shards: Path, tmp_path: Path) -> None:
         model = Data2Vec.build(experiment)
         model.student.frontend("series").dropout.p = 0.0
         trainer = Trainer(experiment, TorchEngine(model, experiment), train, folder, configuration={}, display=Silent())
-        assert trainer.accumulation == 8 // micro
+        assert trainer.share.passes == 8 // micro
         trainer.run()
         losses.append([line["loss"] for line in read_metrics(folder / "metrics.jsonl")])
     assert len(losses[0]) == UPDATES
@@ -487,10 +487,11 @@ def test_a_second_signal_while_saving_leaves_the_last_checkpoint(
 ) -> None:
     save = checkpoint.save_file
 
-    def interrupted(*arguments: Any) -> None:
-        save(*arguments)
+    def interrupted(*arguments: Any, **named: Any) -> None:
+        save(*arguments, **named)
         if HOOKS:
-            signal.raise_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            raise SystemExit  # the thread that writes goes with the process
 
     monkeypatch.setattr(checkpoint, "save_file", interrupted)
     experiment = settings(tmp_path, shards)

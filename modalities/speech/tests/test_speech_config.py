@@ -60,6 +60,14 @@ def test_the_defaults_are_sound():
         (Speech(channels=()), "speech.channels=[]: give one number of 1 or more for each convolution"),
         (Speech(strides=(5, 2, 2, 2, 2, 2, 0)), "speech.strides=[5, 2, 2, 2, 2, 2, 0]: give one number of 1 or more"),
         (Speech(kernels=(10, 3)), "speech.channels=[512, 512, 512, 512, 512, 512, 512]: 7 channels, 2 kernels, 7 str"),
+        (
+            Speech(mel=True),
+            "speech.mel=true: speech.channels begins with 512 and speech.kernels with 10; choose a multiple of 4 filt",
+        ),
+        (
+            Speech(mel=True, channels=(30,) * 7, kernels=(64, 3, 3, 3, 3, 2, 2)),
+            "speech.mel=true: speech.channels begins with 30 and",
+        ),
         (Speech(audio=AudioConfig(min_length=719)), "speech.audio.min_length=719: shorter than 2 frames; choose 720"),
         (
             Speech(audio=AudioConfig(max_length=31_999)),

@@ -24,7 +24,8 @@ from data2vec.core.model.mask import Mask
 from data2vec.core.testing import relative_error
 from data2vec.speech import Geometry, MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech import SpeechExtractor as Extractor
-from data2vec.speech.extractor import position_kernel
+from data2vec.speech.extractor import mel_filters, position_kernel
+from data2vec.speech.features import hertz_to_mel
 
 TINY = Speech(
     channels=(8, 8, 8),
@@ -49,6 +50,32 @@ def test_the_published_shape():
     assert speech.geometry.frames(16_000) == 49
     assert position_kernel(95, 5) == 19
     assert position_kernel(4, 5) == 3
+
+
+def test_filters_on_the_mel_scale():
+    filters = mel_filters(64, 256)
+    assert filters.shape == (64, 1, 256)
+    torch.testing.assert_close(filters.norm(dim=-1), torch.ones(64, 1))
+    spectrum = torch.fft.rfft(filters[:, 0], n=16_000).abs()  # a coefficient for every Hz
+    places = hertz_to_mel(spectrum.argmax(dim=1).double())
+    expected = torch.linspace(float(hertz_to_mel(torch.tensor(60.0))), float(hertz_to_mel(torch.tensor(7600.0))), 16)
+    assert ((places - expected.repeat_interleave(4)).abs() < 30)[4:].all()  # the lowest band mixes with its mirror
+    phases = filters.view(16, 4, 256)
+    torch.testing.assert_close(phases[:, 0], -phases[:, 2])
+    torch.testing.assert_close(phases[:, 1], -phases[:, 3])
+
+
+def test_the_first_convolution_starts_from_filters_and_is_trained():
+    torch.manual_seed(0)
+    extractor = Extractor((8, 8), (64, 4), (16, 4), width=16, mel=True)
+    weights = [module.weight for module in extractor.convolutions.modules() if isinstance(module, nn.Conv1d)]
+    assert torch.equal(weights[0], mel_filters(8, 64))
+    assert weights[0].requires_grad
+    assert not torch.equal(weights[1][:4], weights[1][4:])
+    speech = replace(TINY, channels=(8, 8, 8), kernels=(64, 3, 2), mel=True)
+    built = speech.build_frontend(TRANSFORMER).extractor
+    first = next(module for module in built.modules() if isinstance(module, nn.Conv1d))
+    assert torch.equal(first.weight, mel_filters(8, 64))
 
 
 @settings(max_examples=60)

@@ -58,6 +58,10 @@ def test_replaced_tokens_are_shown_as_the_student_reads_them() -> None:
     assert plain(panel.html)[1] == "<s>\xa0Zcd</s>"
     assert panel.html.count("background:#fbe3c0") == 2
     assert "Orange" in panel.caption
+    read = torch.where(mask[:, 0], BYTES.mask, found.batch.inputs)
+    (panel,) = panels(replace(found, batch=replace(found.batch, student_inputs=read)), BYTES)
+    assert "Grey" in panel.caption
+    assert "Orange" not in panel.caption
 
 
 @pytest.mark.parametrize(("masks", "shown"), [(2, 2), (9, 4)])

@@ -212,6 +212,8 @@ class TrainConfig:
     checkpoint_every: int = 1_000
     checkpoint_minutes: float | None = 30.0  # also save when this long has passed since the last save
     keep: int = 2  # newest checkpoints that stay on disk
+    # A value of metrics.jsonl that evaluation.every measures (teacher_knn): the checkpoint with the highest stays, too.
+    keep_best: str | None = None
     min_target_spread: float = 0.05  # the run stops when targets or predictions vary less than this
     min_prediction_spread: float = 0.01
     collapse_after: int = 50  # update from which the spread is checked, and for how many in a row it may be low
@@ -229,6 +231,32 @@ class TrainConfig:
         if self.micro_length is None:
             return f"{self.batch:,} samples"
         return f"{(self.batch_length or self.micro_length):,} of input length"
+
+
+class EngineKind(StrEnum):
+    """``auto``: ``deepspeed`` for a run that a launcher started, where it is installed; else ``torch``."""
+
+    AUTO = "auto"
+    TORCH = "torch"
+    DEEPSPEED = "deepspeed"
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What runs the model on one or many ranks; none of it changes what is computed, so a run may go on with another.
+
+    Precision, accumulation and activation checkpointing are ``train.precision``, ``train.micro_batch`` and
+    ``train.activation_checkpointing``, because every engine has them. The rest is for DeepSpeed.
+    """
+
+    kind: EngineKind = EngineKind.AUTO
+    # 0: every rank holds everything. 1: optimiser states are sharded. 2: also gradients. 3: also parameters, teacher.
+    zero_stage: int = 2
+    offload_optimizer: bool = False  # optimiser states and step in host memory (stages 1 to 3)
+    offload_parameters: bool = False  # parameters and teacher in host memory until they are used (stage 3)
+    bucket_size: int = 50_000_000  # elements reduced together, and gathered ahead at stage 3
+    persistence_threshold: int = 0  # stage 3: parameters of up to so many elements stay whole on every rank
+    deepspeed: dict[str, Any] = field(default_factory=dict)  # any other setting of DeepSpeed, as in its JSON file
 
 
 @dataclass(frozen=True)
@@ -267,6 +295,7 @@ class Experiment:
     optim: OptimConfig = field(default_factory=OptimConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def replace(self, **changes: Any) -> Self:

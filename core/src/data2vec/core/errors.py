@@ -32,3 +32,11 @@ class CheckpointError(Data2VecError):
 
 class TrainingError(Data2VecError):
     """Training stopped: non-finite loss, collapse, or data that ran dry."""
+
+
+class PeerError(TrainingError):
+    """Another rank failed and says why itself; this one only has to end."""
+
+
+class RankLostError(TrainingError):
+    """A process that trains with this one has ended, so that nothing can be exchanged any more."""

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import logging
 import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 from data2vec.core.config import Experiment
-from data2vec.core.data.assets import beside, keep, located
 from data2vec.core.data.pipeline import EvaluationData, TrainData
-from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError
+from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError, PeerError
 from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
 from data2vec.core.loading import CONFIGURATION, load_run
-from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_yaml, validate
+from data2vec.core.preparation import open_data, with_assets, with_sample_data, write_sample_data
 from data2vec.core.training import checkpoint
+from data2vec.core.training.build import build_engine, build_model, measure
 from data2vec.core.training.display import ConsoleDisplay
-from data2vec.core.training.engine import TorchEngine, choose_device
+from data2vec.core.training.engine import Engine, choose_device
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
+from data2vec.core.training.ranks import Place, Ranks, join, leave, place
 from data2vec.core.training.trainer import Ending, Trainer
 
-_HELD_OUT = 0.1  # of the training samples, where no validation shards are named
 # Settings that do not change what is computed: a run may be continued with other values of these.
 _FREE = (
     "train.folder", "train.resume", "train.init_from", "train.max_minutes", "train.log_every", "train.checkpoint_every",
-    "train.checkpoint_minutes", "train.keep", "train.device", "train.compile", "train.micro_batch",
+    "train.checkpoint_minutes", "train.keep", "train.keep_best", "train.device", "train.compile", "train.micro_batch",
     "train.activation_checkpointing", "train.min_", "train.collapse_after", "evaluation.",
-    "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
+    "engine.", "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
 )  # fmt: skip
 
 
@@ -52,20 +49,29 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("data2vec").setLevel(logging.INFO)
     arguments = _parser(experiment, sample).parse_args(argv)
+    here = Place()
     try:
-        chosen, is_sample = _choose(experiment, sample, arguments)
-        if arguments.print_config:
-            print(to_yaml(chosen), end="")
-            return
+        here = place()
+        console.quiet = here.rank > 0
+        with Ranks(here.rank, here.world).alike():  # before they have met: all see the same settings
+            chosen, is_sample = _choose(experiment, sample, arguments)
+            if arguments.print_config:
+                if not console.quiet:
+                    print(to_yaml(chosen), end="")
+                return
         code = _run(chosen, is_sample, console)
+    except PeerError:
+        code = 2
     except Data2VecError as error:
         console.print()
         Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
-        print(error, file=sys.stderr)
+        print(f"rank {here.rank}: {error}" if here.rank else error, file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         console.print("\ninterrupted before training began; the same command starts again")
         code = EXIT_INTERRUPTED
+    finally:
+        leave()
     sys.exit(code)
 
 
@@ -132,19 +138,34 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     """Everything after the settings are known; returns the exit code."""
     started = time.monotonic()
     folder = run_folder(experiment)
-    _check_folder(folder)
-    choose_device(experiment.train.device)  # before anything is written
-    saved = _find_checkpoint(experiment, folder)
-    if is_sample and experiment.data.train is None:
-        experiment = _with_sample_data(experiment, folder / "data", console)
+    ranks = join(experiment.train.device)
+    with ranks.together():
+        _check_folder(folder)
+        choose_device(experiment.train.device)  # before anything is written
+        saved = _find_checkpoint(experiment, folder)
+        if is_sample and experiment.data.train is None:
+            if ranks.first:
+                write_sample_data(experiment, folder / "data", console)
+            experiment = with_sample_data(experiment, folder / "data")
     configuration = to_yaml(experiment)  # with the place of the sample data, without that of files the run keeps
-    train, validation = open_data(experiment, folder / "cache")
-    experiment = _with_assets(experiment, train, validation, folder, started=saved is not None)
-    torch.manual_seed(experiment.train.seed)
-    model = Data2Vec.build(experiment)
+    with ranks.together():
+        train, validation = open_data(experiment, folder / "cache")
+        if ranks.first:
+            experiment = with_assets(experiment, train, validation, folder, started=saved is not None)
+    if not ranks.first:
+        with ranks.together():
+            experiment = with_assets(experiment, train, validation, folder, started=True)
+    else:
+        ranks.agree(None)
+    start = None
     if saved is None and experiment.train.init_from is not None:
-        model.start_from(load_run(experiment.train.init_from, device="cpu").model.own_state())
-    engine = TorchEngine(model, experiment)
+        with ranks.together():
+            start = load_run(experiment.train.init_from, device="cpu").model.own_state()
+    with ranks.together():
+        model = build_model(experiment, ranks, start)
+    finished = saved is not None and int(saved.state["update"]) >= experiment.train.updates
+    measured = measure(experiment, model, train) if ranks.first and not finished else {}
+    engine = build_engine(model, experiment, ranks)
     with ConsoleDisplay(console, done=0) as display:
         trainer = Trainer(
             experiment,
@@ -153,23 +174,30 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
             folder,
             configuration={"yaml": configuration},
             display=display,
+            measured=measured,
             evaluate=_during_training(experiment, engine, train, validation),
             stop_requested=lambda: interruption.requested,
         )
         if saved is not None:
-            trainer.restore(saved)
+            with ranks.together():
+                trainer.restore(saved)
             summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
             summary = _summary(experiment, engine, train, folder)
+        if ranks.world > 1:
+            summary += f" ({trainer.share.describe(ranks.world)})"
         console.print(summary, markup=False, soft_wrap=True)
-        _write_configuration(folder, configuration)
+        with ranks.together():
+            if ranks.first:
+                _write_configuration(folder, configuration)
         with interruption.during_training():
-            finished = saved is not None and trainer.progress.update >= experiment.train.updates
             ending = Ending.FINISHED if finished else trainer.run()
     if interruption.requested or ending is not Ending.FINISHED:
         reason = Ending.INTERRUPTED if interruption.requested else ending
         console.print(_stopped(experiment, reason, trainer, folder), markup=False, soft_wrap=True)
         return EXIT_INTERRUPTED if reason is Ending.INTERRUPTED else 0
+    if not ranks.first:
+        return 0
     try:
         _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
     except KeyboardInterrupt:
@@ -221,7 +249,7 @@ def _how_to_continue(experiment: Experiment) -> str:
     return "The same command with train.resume=auto continues."
 
 
-def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Checkpoint | None:
+def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Loaded | None:
     """What the run continues from, checked against the settings before anything is touched.
 
     Raises:
@@ -255,86 +283,9 @@ def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Checkpo
     return saved
 
 
-def _with_sample_data(experiment: Experiment, folder: Path, console: Console) -> Experiment:
-    """The experiment with sample shards, written unless they are there."""
-    (name, modality), *others = experiment.modalities.items()
-    if others:
-        raise ConfigError(["data.train: the sample variant has one modality; name shards for several"])
-    place = folder / name
-    if not (place / "index.json").is_file():
-        console.print(f"writing sample shards to {place}", markup=False, soft_wrap=True)
-        modality.write_sample_shards(place)
-    escaped = Path(glob.escape(str(place)))
-    names = {"train": str(escaped / "train-*.tar"), "validation": str(escaped / "validation-*.tar")}
-    return experiment.replace(data=names)
-
-
-def shard_specs(text: str, modalities: Sequence[str], key: str) -> dict[str, str]:
-    """Shards of each modality: one specification, or with several modalities ``NAME=SPEC NAME=SPEC``.
-
-    Raises:
-        ConfigError: a modality has no shards.
-    """
-    if len(modalities) == 1:
-        return {modalities[0]: text}
-    pairs = dict(part.partition("=")[::2] for part in text.split())
-    if set(pairs) != set(modalities):
-        form = " ".join(f"{name}=SHARDS" for name in modalities)
-        raise ConfigError([f"{key}={text!r}: this experiment has several modalities; write {key}='{form}'"])
-    return pairs
-
-
-def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData], dict[str, EvaluationData]]:
-    """Training and evaluation data of each modality.
-
-    Raises:
-        DataError: shards are missing or broken.
-    """
-    data, names = experiment.data, list(experiment.modalities)
-    assert data.train is not None
-    train, validation = {}, {}
-    named = shard_specs(data.validation, names, "data.validation") if data.validation else {}
-    for name, spec in shard_specs(data.train, names, "data.train").items():
-        modality = experiment.modalities[name]
-        seed = experiment.train.seed
-        opened = TrainData.open(spec, modality, data=data, seed=seed, cache=cache)
-        if name in named:
-            validation[name] = EvaluationData.open(named[name], modality, data=data, seed=seed, cache=cache)
-        else:
-            opened, validation[name] = opened.hold_out(_HELD_OUT)
-        train[name] = opened
-    return train, validation
-
-
-def _with_assets(
-    experiment: Experiment,
-    train: dict[str, TrainData],
-    validation: dict[str, EvaluationData],
-    folder: Path,
-    *,
-    started: bool,
-) -> Experiment:
-    """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there."""
-    modalities = {}
-    for name, modality in experiment.modalities.items():
-        written = []
-        try:
-            for data in (train[name], validation[name]):
-                files = beside(data.shards, modality.assets)
-                written += keep(folder, files, started=started or data is validation[name])
-            modalities[name] = located(modality, folder)
-        except Data2VecError:
-            for path in written:  # else the next command would take them for the run's own
-                path.unlink(missing_ok=True)
-            raise
-        train[name] = replace(train[name], modality=modalities[name])
-        validation[name] = replace(validation[name], modality=modalities[name])
-    return experiment.replace(modalities=modalities)
-
-
 def _during_training(
     experiment: Experiment,
-    engine: TorchEngine,
+    engine: Engine,
     train: Mapping[str, TrainData],
     validation: Mapping[str, EvaluationData],
 ) -> Callable[[], dict[str, float]] | None:
@@ -343,7 +294,7 @@ def _during_training(
     return lambda: quick_evaluation(experiment, engine.model, engine.device, train, validation)
 
 
-def _summary(experiment: Experiment, engine: TorchEngine, train: Mapping[str, TrainData], folder: Path) -> str:
+def _summary(experiment: Experiment, engine: Engine, train: Mapping[str, TrainData], folder: Path) -> str:
     parameters = sum(p.numel() for p in engine.model.student.parameters()) / 1e6
     samples = ", ".join(f"{data.total:,} {name} samples" for name, data in train.items())
     precision = "bf16" if engine.bf16 else "fp32"
@@ -356,7 +307,7 @@ def _summary(experiment: Experiment, engine: TorchEngine, train: Mapping[str, Tr
 
 def _evaluate_and_report(
     experiment: Experiment,
-    engine: TorchEngine,
+    engine: Engine,
     train: Mapping[str, TrainData],
     validation: Mapping[str, EvaluationData],
     trainer: Trainer,

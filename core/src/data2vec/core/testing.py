@@ -117,7 +117,7 @@ def _run_rank(
     if sys.platform == "linux":  # gloo would otherwise look up the host's name, which need not resolve
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
-    function = getattr(_module(module, source), qualname)
+    function = getattr(load_module(module, Path(source)), qualname)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/store",
@@ -134,8 +134,8 @@ def _run_rank(
         dist.destroy_process_group()
 
 
-def _module(name: str, source: str) -> ModuleType:
-    """The module that holds the function: a test file is on no import path, so it is loaded by its place."""
+def load_module(name: str, source: Path) -> ModuleType:
+    """A module by its place: a test file, and what stands beside it, is on no import path."""
     if name not in sys.modules:
         spec = importlib.util.spec_from_file_location(name, source)
         assert spec is not None

@@ -8,8 +8,10 @@ batches taken. An epoch permutes the windows and the batches of each; it visits 
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,6 +48,7 @@ class LengthBatches:
         """
         shortest, longest = length_range
         self.open_shards = shuffle_shards
+        self.part, self.parts = 0, 1
         self._members: list[list[Integers]] = []  # (2, n) shard and index of the samples, for each window and batch
         dealt = permutation(len(lengths), seed, _WINDOWS)
         kept = total = 0
@@ -76,6 +79,22 @@ class LengthBatches:
             )
         self._order = EpochOrder([len(window) for window in self._members], seed, shuffle_shards=1)
 
+    def share(self, part: int, parts: int) -> Self:
+        """The same batches, of which only every ``parts``-th sample from ``part`` on is here: several ranks share one.
+
+        Raises:
+            DataError: a batch has fewer samples than that.
+        """
+        smallest = min(members.shape[1] for window in self._members for members in window)
+        if smallest < parts:
+            raise DataError(
+                f"the smallest batch under train.micro_length has {smallest} samples, too few for {parts} ranks; "
+                "use fewer ranks, or a smaller train.micro_length"
+            )
+        shared = copy.copy(self)
+        shared.part, shared.parts = part, parts
+        return shared
+
     @property
     def total(self) -> int:
         """Batches of one epoch."""
@@ -84,7 +103,10 @@ class LengthBatches:
     def locate(self, positions: ArrayLike) -> tuple[Integers, Integers, Integers]:
         """Epoch, shard and index in the shard of every sample of the batches with these numbers."""
         epochs, windows, batches = self._order.locate(positions)
-        members = [self._members[w][b] for w, b in zip(windows.tolist(), batches.tolist(), strict=True)]
+        members = [
+            self._members[w][b][:, self.part :: self.parts]
+            for w, b in zip(windows.tolist(), batches.tolist(), strict=True)
+        ]
         repeated = np.repeat(epochs, [part.shape[1] for part in members])
         shards, indices = np.concatenate(members, axis=1)
         return repeated, shards, indices

@@ -165,7 +165,14 @@ class TrainData(ShardData):
         return _training_batches(dataset, positions, self.config.workers, pin_memory)
 
     def length_batches(
-        self, start_batch: int, micro_length: int, rank: int = 0, world: int = 1, *, pin_memory: bool = False
+        self,
+        start_batch: int,
+        micro_length: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        parts: int = 1,
+        pin_memory: bool = False,
     ) -> Iterator[Batch]:
         """This rank's batches of samples of like length from a batch on, without end.
 
@@ -174,6 +181,7 @@ class TrainData(ShardData):
             micro_length: input lengths of one batch, padding included.
             rank: of ``world``; each takes every ``world``-th batch.
             world: see ``rank``.
+            parts: so many ranks share each batch instead; divides ``world``.
             pin_memory: page-locked tensors, for a GPU.
 
         Raises:
@@ -182,7 +190,10 @@ class TrainData(ShardData):
         order = LengthBatches(
             self.lengths(), micro_length, self.seed, self.config.shuffle_shards, self.modality.length_range
         )
-        numbers = (np.array([number], dtype=np.int64) for number in count(start_batch + rank, world))
+        if parts > 1:
+            order = order.share(rank % parts, parts)
+        batches = count(start_batch + rank // parts, world // parts)
+        numbers = (np.array([number], dtype=np.int64) for number in batches)
         return _training_batches(self._dataset(order, train=True), numbers, self.config.workers, pin_memory)
 
     def hold_out(self, share: float) -> tuple[Self, EvaluationData]:
@@ -261,22 +272,39 @@ class BrokenCounter:
         self.seen = 0
         self.broken = 0
         self._judged_after = min(100, total)
+        self._named = 0
+        self._last = ""
 
     def add(self, batch: Batch) -> None:
-        """Count a batch. The first 20 broken samples are named, then every 100th.
+        """Name and count a batch of a single rank.
+
+        Raises:
+            DataError: see :meth:`judge`.
+        """
+        self.name(batch)
+        self.judge(len(batch) + len(batch.broken), len(batch.broken))
+
+    def name(self, batch: Batch) -> None:
+        """Log a batch's broken samples: this rank's first 20, then every 100th."""
+        for line in batch.broken:
+            self._named += 1
+            self._last = line
+            if self._named <= 20 or self._named % 100 == 0:
+                _log.warning("broken sample %d skipped: %s", self._named, line)
+
+    def judge(self, seen: int, broken: int) -> None:
+        """Count samples of all ranks, broken ones included in ``seen``.
 
         Raises:
             DataError: the share of broken samples is above ``max_share``.
         """
-        self.seen += len(batch) + len(batch.broken)
-        for line in batch.broken:
-            self.broken += 1
-            if self.broken <= 20 or self.broken % 100 == 0:
-                _log.warning("broken sample %d skipped: %s", self.broken, line)
-        if self.seen >= self._judged_after and self.broken > self.max_share * self.seen and batch.broken:
+        self.seen += seen
+        self.broken += broken
+        if broken and self.seen >= self._judged_after and self.broken > self.max_share * self.seen:
+            last = f"; the last: {self._last}" if self._last else ""
             raise DataError(
                 f"{self.broken} of {self.seen} samples are broken, more than data.max_broken={self.max_share:g} "
-                f"allows; the last: {batch.broken[-1]}; mend the shards, or raise data.max_broken"
+                f"allows{last}; mend the shards, or raise data.max_broken"
             )
 
 

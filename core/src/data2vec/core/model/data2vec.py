@@ -231,18 +231,25 @@ class Data2Vec(nn.Module):
         Raises:
             CheckpointError: names or shapes that do not fit; the model is then unchanged.
         """
-        own = self.own_state()
-        problems = [f"it has no {name}" for name in sorted(own.keys() - state.keys())]
-        problems += [f"{name} has no place here" for name in sorted(state.keys() - own.keys())]
-        problems += [
-            f"{name} is {tuple(state[name].shape)} there and {tuple(own[name].shape)} here"
-            for name in sorted(state.keys() & own.keys())
-            if state[name].shape != own[name].shape
-        ]
+        self.check_state(state, {name: value.shape for name, value in self.own_state().items()})
+        self.load_state_dict(dict(state), strict=False)
+
+    @staticmethod
+    def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
+        """Check that a state has the names and shapes of a model's.
+
+        Raises:
+            CheckpointError: it has not; the first problems are named.
+        """
+        problems = [f"it has no {name}" for name in sorted(shapes.keys() - state.keys())]
+        problems += [f"{name} has no place here" for name in sorted(state.keys() - shapes.keys())]
+        for name in sorted(state.keys() & shapes.keys()):
+            shape = tuple(state[name].shape)
+            if shape != tuple(shapes[name]):
+                problems.append(f"{name} is {shape} there and {tuple(shapes[name])} here")
         if problems:
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointError("the saved weights do not fit this model: " + "; ".join(problems[:5]) + more)
-        self.load_state_dict(dict(state), strict=False)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take the student, predictors and mask tokens of another model's :meth:`own_state`, with a new teacher.

@@ -83,17 +83,20 @@ class Teacher(nn.Module):
         """Delta <- tau Delta + (1 - tau) theta in one multi-tensor operation; returns tau."""
         tau = decay(self.config, update)
         pairs = self.averaged(student)
+        self.copy_buffers(student)
+        torch._foreach_lerp_([mine for _, mine, _ in pairs], [theirs.detach() for _, _, theirs in pairs], 1.0 - tau)
+        return tau
+
+    def copy_buffers(self, student: Encoder) -> None:
+        """Take the student's buffers as they are."""
         copied = self._buffers_of(student)
         if copied:
             torch._foreach_copy_([mine for mine, _ in copied], [theirs for _, theirs in copied])
-        torch._foreach_lerp_([mine for _, mine, _ in pairs], [theirs.detach() for _, _, theirs in pairs], 1.0 - tau)
-        return tau
 
     @torch.no_grad()
     def restart(self, student: Encoder) -> None:
         """Become a copy of the student, as at the beginning of training."""
-        for mine, theirs in self._buffers_of(student):
-            mine.copy_(theirs)
+        self.copy_buffers(student)
         for _, mine, theirs in self.averaged(student):
             mine.copy_(theirs)
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Protocol
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
@@ -16,17 +17,26 @@ from data2vec.core.config import Experiment, OptimConfig, Precision, Switch
 from data2vec.core.errors import CheckpointError, ConfigError
 from data2vec.core.model.data2vec import Data2Vec, Output
 from data2vec.core.model.mask import Mask
+from data2vec.core.training.pieces import Piece
+from data2vec.core.training.ranks import Ranks, place
 
 _log = logging.getLogger(__name__)
+Shares = Mapping[str, Tensor | Piece]
+"""What one rank saves of some tensors: whole ones, and pieces of those that it shares with other ranks."""
 
 
 class Engine(Protocol):
-    """One process's share of training."""
+    """One process's share of training.
+
+    Every engine gives a parameter that an update does not use a gradient of zero, so that its moments and its weight
+    decay go on: sharded optimisers cannot leave it out.
+    """
 
     model: Data2Vec
     device: torch.device
-    rank: int
-    world: int
+    ranks: Ranks
+    bf16: bool
+    compiled: bool
 
     def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
         """Add the gradient of a micro-batch's summed loss divided by ``count``, the hidden positions of the update."""
@@ -34,22 +44,30 @@ class Engine(Protocol):
     def step(self, learning_rate: float, update: int) -> Tensor:
         """Clip, update the student, move the teacher, clear the gradients; returns the gradient norm (a scalar)."""
 
-    def optimiser_state(self) -> dict[str, Tensor]:
-        """Everything the optimiser remembers, by parameter name."""
+    def state(self) -> dict[str, Shares]:
+        """This rank's share of ``model`` (as :meth:`Data2Vec.own_state`) and ``optimiser`` (PARAMETER/MOMENT)."""
 
-    def load_optimiser_state(self, state: dict[str, Tensor]) -> None: ...
+    def load_state(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """Continue from the whole tensors of any engine.
+
+        Raises:
+            CheckpointError: a name or a shape does not fit this model, which is then unchanged.
+        """
 
 
 def choose_device(name: str) -> torch.device:
-    """``auto`` is the GPU where there is one.
+    """``auto`` is this rank's GPU where there is one.
 
     Raises:
         ConfigError: no such device here.
     """
+    local_rank = place().local_rank
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", local_rank)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         first = str(error).splitlines()[0]
@@ -104,19 +122,68 @@ def compile_blocks(model: Data2Vec, switch: Switch, device: torch.device) -> boo
     return True
 
 
+def shared_out(tensors: Mapping[str, Tensor], rank: int, world: int) -> Shares:
+    """What one rank saves of tensors that all ranks hold: each tensor once, about equally many bytes each."""
+    load = [0] * world
+    mine: dict[str, Tensor | Piece] = {}
+    for name, value in sorted(tensors.items(), key=lambda item: (-item[1].numel(), item[0])):
+        least = load.index(min(load))
+        load[least] += value.numel() + 1
+        if least == rank:
+            mine[name] = value
+    return mine
+
+
+def check_moments(state: Mapping[str, Tensor], parameters: Mapping[str, torch.Size]) -> Iterator[tuple[str, str, str]]:
+    """(key, parameter, moment) of an optimiser's saved state.
+
+    Raises:
+        CheckpointError: a parameter that is not trained here, or a moment of another shape.
+    """
+    for key in state:
+        name, _, moment = key.rpartition("/")
+        if name not in parameters or (moment != "step" and state[key].shape != parameters[name]):
+            raise CheckpointError(f"the optimiser state {key} fits no parameter of this model")
+        yield key, name, moment
+
+
+def adamw_state(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """PARAMETER/MOMENT of an optimiser that holds the model's own parameters."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{names[id(parameter)]}/{key}": value
+        for parameter, state in optimiser.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_adamw_state(optimiser: torch.optim.Optimizer, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Undo :func:`adamw_state`.
+
+    Raises:
+        CheckpointError: see :func:`check_moments`.
+    """
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loaded: dict[Tensor, dict[str, Tensor]] = {}
+    for key, name, moment in check_moments(state, {name: p.shape for name, p in parameters.items()}):
+        parameter = parameters[name]
+        # A copy: what was loaded may be a read-only view of the file.
+        loaded.setdefault(parameter, {})[moment] = state[key].to(parameter.device, copy=True)
+    optimiser.state.clear()
+    optimiser.state.update(loaded)
+
+
 class TorchEngine:
-    """Plain PyTorch in one process: AdamW, autocast, gradient accumulation and clipping."""
+    """Plain PyTorch: AdamW, autocast, accumulation and clipping; gradients are summed over ranks before a step."""
 
-    rank = 0
-    world = 1
-
-    def __init__(self, model: Data2Vec, experiment: Experiment) -> None:
+    def __init__(self, model: Data2Vec, experiment: Experiment, ranks: Ranks | None = None) -> None:
         """Take the model to its device and make the optimiser.
 
         Raises:
             ConfigError: ``train.device`` is not usable here.
         """
         train = experiment.train
+        self.ranks = ranks or Ranks()
         self.device = choose_device(train.device)
         self.model = model.to(self.device)
         self.model.student.transformer.activation_checkpointing = train.activation_checkpointing
@@ -125,6 +192,7 @@ class TorchEngine:
         self.optimiser = build_optimiser(self.model, experiment.optim)
         self.clip = experiment.optim.clip
         self.seed = train.seed
+        self.bucket_size = experiment.engine.bucket_size
         self._trained = [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:
@@ -142,6 +210,10 @@ class TorchEngine:
         """See :class:`Engine`."""
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate
+        for parameter in self._trained:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._sum_gradients()
         if self.clip is not None:
             norm = nn.utils.clip_grad_norm_(self._trained, self.clip)
         else:
@@ -151,32 +223,36 @@ class TorchEngine:
         self.model.update_teacher(update)
         return norm
 
-    def _names(self) -> dict[int, str]:
-        return {id(parameter): name for name, parameter in self.model.named_parameters()}
+    def _sum_gradients(self) -> None:
+        if self.ranks.world == 1:
+            return
+        bucket: list[Tensor] = []
+        size = 0
+        for parameter in (*self._trained, None):
+            if bucket and (parameter is None or size >= self.bucket_size):
+                flat = torch.cat([gradient.flatten() for gradient in bucket])
+                dist.all_reduce(flat)
+                parts = flat.split([gradient.numel() for gradient in bucket])
+                torch._foreach_copy_(
+                    bucket, [part.view_as(gradient) for part, gradient in zip(parts, bucket, strict=True)]
+                )
+                bucket, size = [], 0
+            if parameter is not None and parameter.grad is not None:
+                bucket.append(parameter.grad)
+                size += parameter.numel()
 
-    def optimiser_state(self) -> dict[str, Tensor]:
-        """See :class:`Engine`; keys are PARAMETER/MOMENT."""
-        names = self._names()
+    def state(self) -> dict[str, Shares]:
+        """See :class:`Engine`."""
+        rank, world = self.ranks.rank, self.ranks.world
         return {
-            f"{names[id(parameter)]}/{key}": value
-            for parameter, state in self.optimiser.state.items()
-            for key, value in state.items()
+            "model": shared_out(self.model.own_state(), rank, world),
+            "optimiser": shared_out(adamw_state(self.optimiser, self.model), rank, world),
         }
 
-    def load_optimiser_state(self, state: dict[str, Tensor]) -> None:
-        """See :class:`Engine`.
-
-        Raises:
-            CheckpointError: a parameter that this model does not have, or a moment of another shape.
-        """
-        parameters = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-        loaded: dict[Tensor, dict[str, Tensor]] = {}
-        for key, value in state.items():
-            name, _, moment = key.rpartition("/")
-            if name not in parameters or (moment != "step" and value.shape != parameters[name].shape):
-                raise CheckpointError(f"the optimiser state {key} fits no parameter of this model")
-            parameter = parameters[name]
-            # A copy: what was loaded may be a read-only view of the file.
-            loaded.setdefault(parameter, {})[moment] = value.to(parameter.device, copy=True)
-        self.optimiser.state.clear()
-        self.optimiser.state.update(loaded)
+    def load_state(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
+        """See :class:`Engine`."""
+        trained = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
+        for _ in check_moments(optimiser, trained):
+            pass  # before anything is changed
+        self.model.load_own_state(model)
+        load_adamw_state(self.optimiser, self.model, optimiser)

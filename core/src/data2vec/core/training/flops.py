@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data2vec.core.batch import Batch
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
+from data2vec.core.model.objective import on_this_rank_alone
 
 
 def _attention(query: tuple[int, ...], key: tuple[int, ...], *rest: Any, **named: Any) -> int:
@@ -42,6 +43,7 @@ def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
         parameter.grad = None  # else backward would add to it in place
     devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
     with (
+        on_this_rank_alone(),
         torch.random.fork_rng(devices=devices),
         FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
     ):

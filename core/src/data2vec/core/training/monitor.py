@@ -12,13 +12,14 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
 from data2vec.core.config import TrainConfig
 from data2vec.core.errors import TrainingError
+from data2vec.core.training.ranks import Ranks
 
 _ADVICE = {
     "extractor": "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)",
@@ -98,29 +99,51 @@ class HealthCheck:
 class Monitor:
     """Collects what updates report and writes ``metrics.jsonl`` and TensorBoard files into the run's folder."""
 
-    def __init__(self, folder: Path, health: HealthCheck, *, start_update: int = 0) -> None:
-        """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are what a cut-off run wrote: drop them."""
+    def __init__(self, folder: Path, health: HealthCheck, *, start_update: int = 0, ranks: Ranks | None = None) -> None:
+        """Open the files; lines of ``metrics.jsonl`` after ``start_update`` are what a cut-off run wrote: drop them.
+
+        Only the first of ``ranks`` writes; all check what their values add up to.
+        """
+        self.path = folder / "metrics.jsonl"
+        self.health = health
+        self.ranks = ranks or Ranks()
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if self.ranks.first:
+            self._open(folder, start_update)
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._samples = 0
+        self._waited = 0.0
+        self._since = time.perf_counter()
+
+    def _open(self, folder: Path, start_update: int) -> None:
         from torch.utils.tensorboard import SummaryWriter  # slow to import, and only training needs it
 
         folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "metrics.jsonl"
-        self.health = health
         history = [line for line in read_metrics(self.path) if line.get("update", 0) <= start_update]
         temporary = self.path.with_suffix(".writing")
         temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
         temporary.replace(self.path)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []
-        self._samples = 0
-        self._waited = 0.0
-        self._since = time.perf_counter()
 
     def add(self, update: int, values: Mapping[str, Tensor], *, samples: int, waited: float) -> None:
-        """Remember one update: scalars on the device, samples it saw, seconds it waited for data."""
+        """Remember one update.
+
+        Args:
+            update: its number.
+            values: scalars on the device, of which the sum over ranks is meant.
+            samples: that all ranks saw.
+            waited: seconds that this rank waited for data.
+        """
         self._pending.append((update, {key: value.detach() for key, value in values.items()}))
         self._samples += samples
         self._waited += waited
+
+    @property
+    def pending(self) -> bool:
+        """Whether there are updates since the last :meth:`flush`."""
+        return bool(self._pending)
 
     def flush(self, **known: float) -> dict[str, float]:
         """Check every update since the last call, write the means of their values and ``known``, return that line.
@@ -131,7 +154,8 @@ class Monitor:
         updates = [update for update, _ in self._pending]
         keys = list(self._pending[-1][1])
         stacked = torch.stack([torch.stack([values[key].float() for key in keys]) for _, values in self._pending])
-        rows = stacked.cpu().tolist()  # waits for the device
+        flat = self.ranks.sum(stacked.cpu().flatten().tolist())  # waits for the device
+        rows = [flat[first : first + len(keys)] for first in range(0, len(flat), len(keys))]
         self._pending.clear()
         for update, row in zip(updates, rows, strict=True):
             self.health.check(update, dict(zip(keys, row, strict=True)))
@@ -154,6 +178,8 @@ class Monitor:
         Raises:
             TrainingError: the disk refuses it.
         """
+        if self._file is None:
+            return
         try:
             self._file.write(json.dumps(dict(line)) + "\n")
             self._file.flush()
@@ -172,10 +198,10 @@ class Monitor:
 
     def close(self) -> None:
         """Close the files; what the disk refuses here, it refused in :meth:`write`, which said so."""
-        with contextlib.suppress(OSError):
-            self._file.close()
-        with contextlib.suppress(OSError):
-            self._board.close()
+        for file in (self._file, self._board):
+            with contextlib.suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -7,6 +7,7 @@ modalities updates take turns.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,19 +20,21 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import Experiment, StudentSees
+from data2vec.core.config import Experiment, StudentSees, TrainConfig
 from data2vec.core.data.pipeline import BrokenCounter, TrainData
-from data2vec.core.errors import CheckpointError, ConfigError, TrainingError
+from data2vec.core.errors import CheckpointError, Data2VecError, RankLostError, TrainingError
 from data2vec.core.evaluation.rank import effective_rank
 from data2vec.core.modality import Masker, Modality
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.mask import Mask
+from data2vec.core.model.random import derive
 from data2vec.core.model.teacher import decay
 from data2vec.core.training import checkpoint
-from data2vec.core.training.engine import Engine
-from data2vec.core.training.flops import matmul_rate, step_flops
+from data2vec.core.training.engine import Engine, Shares
 from data2vec.core.training.monitor import HealthCheck, Monitor
+from data2vec.core.training.saver import Saver
 from data2vec.core.training.schedule import learning_rate
+from data2vec.core.training.share import Share
 
 _log = logging.getLogger(__name__)
 _RANK_EVERY = 10  # log lines from one effective rank to the next
@@ -66,13 +69,44 @@ def hide(
     return (batch if read is None else replace(batch, student_inputs=read)), mask
 
 
+Updated = tuple[dict[str, Tensor], int, float]  # values of which the sum over ranks is meant, samples, seconds waited
+
+
 @dataclass
 class Progress:
-    """Where a run is: applied updates, samples taken of each modality, and seconds of training so far."""
+    """Where a run is: applied updates, samples taken of each modality, seconds so far, highest ``keep_best`` score."""
 
     update: int = 0
     positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    best: float | None = None
+
+
+class Clock:
+    """Seconds of training, and what falls due by them."""
+
+    def __init__(self, train: TrainConfig, before: float) -> None:
+        """Begin now; ``before``: seconds that the run has taken already."""
+        self.train, self._before = train, before
+        self._started = self._saved = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether ``train.max_minutes`` have passed."""
+        limit = self.train.max_minutes
+        return limit is not None and time.monotonic() - self._started >= 60.0 * limit
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether ``train.checkpoint_minutes`` have passed since the last save."""
+        limit = self.train.checkpoint_minutes
+        return limit is not None and time.monotonic() - self._saved >= 60.0 * limit
 
 
 class Trainer:
@@ -80,11 +114,12 @@ class Trainer:
 
     Args:
         experiment: the settings.
-        engine: runs the model.
+        engine: runs the model, here and on the other ranks.
         data: training data of each modality.
-        folder: the run's.
+        folder: the run's, the same on all ranks.
         configuration: what a checkpoint records of the experiment, as plain values.
         display: shows progress.
+        measured: ``flops_per_sample`` and ``peak_flops``, where TFLOP/s and MFU are to be shown.
         evaluate: called every ``evaluation.every`` updates; what it returns joins the metrics.
         stop_requested: asked after each update.
     """
@@ -98,32 +133,26 @@ class Trainer:
         *,
         configuration: Mapping[str, Any],
         display: Display,
+        measured: Mapping[str, float] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         self.experiment, self.engine, self.data, self.folder = experiment, engine, dict(data), folder
         self.configuration, self.display, self.evaluate = configuration, display, evaluate
-        self.stop_requested = stop_requested
-        train = experiment.train
-        self.micro_batch = train.micro_batch or train.batch // engine.world
-        # What one update takes of a stream, whose positions count samples, or batches of like length.
-        self.taken = train.micro_batches or train.batch
-        self.accumulation = self.taken // (engine.world * (1 if train.micro_length else self.micro_batch))
-        if train.micro_length and self.taken % engine.world:
-            raise ConfigError(
-                [f"train.batch_length={train.batch_length}: {self.taken} forward passes of train.micro_length="
-                 f"{train.micro_length} cannot be shared by {engine.world} ranks; choose a multiple of both"]
-            )  # fmt: skip
+        self.measured, self.stop_requested = dict(measured or {}), stop_requested
+        self.ranks = engine.ranks
+        self.share = Share.of(experiment.train, self.ranks.world)
         self.maskers = {name: modality.build_masker() for name, modality in experiment.modalities.items()}
         self.progress = Progress(positions=dict.fromkeys(data, 0))
-        self.health = HealthCheck(train, experiment.optim.warmup)
+        self.health = HealthCheck(experiment.train, experiment.optim.warmup)
         self.broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in self.data.items()}
+        self.saver = Saver(folder / "checkpoints", self.ranks, experiment.train.keep)
         for d in self.data.values():
-            d.require(1 if train.micro_length else train.batch)
+            d.require(1 if experiment.train.micro_length else experiment.train.batch)
 
     @property
     def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
+        return self.saver.folder
 
     def run(self) -> Ending:
         """Train until the last update, an interruption, or ``train.max_minutes``; always saves before it returns.
@@ -134,115 +163,138 @@ class Trainer:
             DataError: shards became unreadable, or too many samples are broken.
         """
         train, progress = self.experiment.train, self.progress
-        monitor = Monitor(self.folder, self.health, start_update=progress.update)
+        monitor = Monitor(self.folder, self.health, start_update=progress.update, ranks=self.ranks)
         streams = {name: self._stream(name) for name in self.data}
-        measured: dict[str, float] = {}
-        started = last_save = time.monotonic()
-        before = progress.seconds
+        clock = Clock(train, progress.seconds)
         lines, ending = 0, Ending.FINISHED
         self.engine.model.train()
         try:
-            while progress.update < train.updates:
+            while progress.update < train.updates and ending is Ending.FINISHED:
                 name = list(self.data)[progress.update % len(self.data)]
-                if not measured and self.engine.rank == 0:
-                    batch, streams[name] = _peek(streams[name])
-                    measured = self._measure(batch)
-                    monitor.pause()
-                values, samples, waited = self._update(name, streams[name])
-                progress.seconds = before + time.monotonic() - started
-                monitor.add(progress.update, values, samples=samples, waited=waited)
-
-                last = progress.update == train.updates
-                if self.stop_requested():
+                updated = self._update(name, streams[name])
+                if updated is None:
                     ending = Ending.INTERRUPTED
-                elif train.max_minutes and not last and time.monotonic() - started >= 60.0 * train.max_minutes:
-                    ending = Ending.OUT_OF_TIME
+                else:
+                    values, samples, waited = updated
+                    monitor.add(progress.update, values, samples=samples, waited=waited)
+                    progress.seconds = clock.seconds()
+                    ending, due = self._ending(clock)
+                last = progress.update == train.updates
+                best = False
+                if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
+                    scores = self.evaluate()
+                    best = self._is_best(scores)
+                    monitor.write({"update": progress.update, **scores})
+                    monitor.pause()
                 stopping = last or ending is not Ending.FINISHED
-                minutes = train.checkpoint_minutes
-                saving = (
-                    stopping
-                    or self._due(train.checkpoint_every)
-                    or (minutes is not None and time.monotonic() - last_save >= 60.0 * minutes)
-                )
+                saving = stopping or best or due or self._due(train.checkpoint_every)
                 # Also before a save: no update is saved that has not passed the health check.
-                if saving or progress.update % train.log_every == 0:
-                    known = self._known(measured)
+                if monitor.pending and (saving or progress.update % train.log_every == 0):
+                    known = self._known()
                     if lines % _RANK_EVERY == 0 or stopping:
                         known["teacher_rank"] = self._teacher_rank(self._last_batch)
-                    self.display.update(monitor.flush(**known), train.updates)
+                    with self.ranks.alike():
+                        self.display.update(monitor.flush(**known), train.updates)
                     lines += 1
-                if self.evaluate and (last or self._due(self.experiment.evaluation.every)):
-                    monitor.write({"update": progress.update, **self.evaluate()})
-                    monitor.pause()
                 if saving:
-                    self.save(monitor)
-                    last_save = time.monotonic()
+                    self.save(best=best)
+                    clock.saved()
                     monitor.pause()
-                if ending is not Ending.FINISHED:
-                    break
+            self.saver.finish()
         except TrainingError as error:
-            good = checkpoint.latest(self.checkpoints)
-            advice = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved."
-            raise TrainingError(f"{error}. {advice}") from None
+            raise self._with_advice(error) from None
         finally:
+            self.saver.abandon()
             monitor.close()
             for stream in streams.values():
                 stream.close()
         return ending
 
-    def _update(self, name: str, stream: Iterator[Batch]) -> tuple[dict[str, Tensor], int, float]:
-        """One optimiser update; returns its values, the samples it saw and the seconds it waited for data."""
+    def _update(self, name: str, stream: Iterator[Batch]) -> Updated | None:
+        """One optimiser update; None where the run is to stop and its data has stopped already."""
         train, progress, engine = self.experiment.train, self.progress, self.engine
         start = time.perf_counter()
-        batches = [next(stream) for _ in range(self.accumulation)]
-        waited = time.perf_counter() - start
-        masked = []
-        for batch in batches:
-            self.broken[name].add(batch)
-            masked.append(self._hide(batch, seed=train.seed, update=progress.update))
-        count = sum(mask.count for _, mask in masked)
-        total = torch.zeros((), device=engine.device)
-        statistics: list[dict[str, Tensor]] = []
+        masked: list[tuple[Batch, Mask]] = []
+        failure: Data2VecError | None = None
+        try:
+            batches = [next(stream) for _ in range(self.share.passes)]
+            waited = time.perf_counter() - start
+            for batch in batches:
+                self.broken[name].name(batch)
+                masked.append(self._hide(batch, seed=train.seed, update=progress.update))
+        except Data2VecError as error:
+            failure = error
+        own = [sum(values) for values in zip(*((m.count, len(b), len(b.broken)) for b, m in masked), strict=True)]
+        count, samples, broken, failed, stopping = map(
+            int, self.ranks.sum([*(own or (0, 0, 0)), failure is not None, self.stop_requested()])
+        )
+        if failed:
+            if stopping:  # the signal has reached the loader's workers first
+                return None
+            self.ranks.agree(failure)
+        with self.ranks.alike():
+            self.broken[name].judge(samples + broken, broken)
+        values: dict[str, Tensor] = {}
         for batch, mask in masked:
-            moved = batch.to(engine.device)
-            output = engine.forward_backward(moved, mask.to(engine.device), count=count, update=progress.update)
-            total += output.total.detach()
-            statistics.append({**output.statistics, **{f"loss_{k}": v for k, v in output.losses.items()}})
+            output = engine.forward_backward(
+                batch.to(engine.device), mask.to(engine.device), count=count, update=progress.update
+            )
+            part = {"loss": output.total.detach() / count}
+            part |= {f"loss_{key}": loss * (mask.count / count) for key, loss in output.losses.items()}
+            # Statistics are of all ranks already.
+            passes = self.ranks.world * self.share.passes
+            part |= {key: value / passes for key, value in output.statistics.items()}
+            values = {key: values[key] + value if values else value for key, value in part.items()}
         rate = learning_rate(self.experiment.optim, progress.update, train.updates)
-        norm = engine.step(rate, progress.update + 1)
+        values["gradient_norm"] = engine.step(rate, progress.update + 1) / self.ranks.world
         progress.update += 1
-        progress.positions[name] += self.taken
+        progress.positions[name] += self.share.taken
         self._last_batch = batches[-1]
-        means = {key: torch.stack([s[key] for s in statistics]).mean() for key in statistics[0]}
-        values = {"loss": total / count, **means, "gradient_norm": norm}
-        return values, sum(len(batch) for batch in batches) * engine.world, waited
+        return values, samples, waited
+
+    def _ending(self, clock: Clock) -> tuple[Ending, bool]:
+        """Whether this update is the last for now, and whether a checkpoint is due by the clock; alike on all ranks.
+
+        Raises:
+            CheckpointError: the checkpoint that is being written in the background could not be.
+        """
+        first, last = self.ranks.first, self.progress.update == self.experiment.train.updates
+        here = self.saver.failed is not None
+        stop, is_up, due, failed = self.ranks.sum(
+            (self.stop_requested(), first and clock.is_up, first and clock.save_is_due, here)
+        )
+        if failed:
+            self.ranks.agree(self.saver.failed)
+        if stop:
+            return Ending.INTERRUPTED, bool(due)
+        return (Ending.OUT_OF_TIME if is_up and not last else Ending.FINISHED), bool(due)
+
+    def _with_advice(self, error: TrainingError) -> TrainingError:
+        """The error with what can be continued from; waits for a checkpoint that is being written."""
+        if isinstance(error, RankLostError):
+            return error
+        with contextlib.suppress(Data2VecError):
+            self.saver.finish()
+        good = checkpoint.latest(self.checkpoints)
+        advice = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved."
+        return type(error)(f"{error}. {advice}")
 
     def _hide(self, batch: Batch, *, seed: int, update: int) -> tuple[Batch, Mask]:
         name = batch.modality
         modality, masker = self.experiment.modalities[name], self.maskers[name]
         return hide(self.engine.model, modality, masker, batch, seed=seed, update=update)
 
-    def _known(self, measured: Mapping[str, float]) -> dict[str, float]:
+    def _known(self) -> dict[str, float]:
         update, updates = self.progress.update, self.experiment.train.updates
         known = {
             "learning_rate": learning_rate(self.experiment.optim, update - 1, updates),
             "teacher_decay": decay(self.experiment.teacher, update),
             "seconds": self.progress.seconds,
-            **measured,
+            **self.measured,
         }
         if self.engine.device.type == "cuda":
             known["memory_gib"] = torch.cuda.max_memory_allocated(self.engine.device) / 2**30
         return known
-
-    def _measure(self, batch: Batch) -> dict[str, float]:
-        """Arithmetic of a sample's step and the device's rate, for TFLOP/s and MFU."""
-        engine = self.engine
-        few, mask = self._hide(batch.first(2), seed=0, update=0)
-        bf16 = getattr(engine, "bf16", False)
-        return {
-            "flops_per_sample": step_flops(engine.model, few.to(engine.device), mask.to(engine.device)) / len(few),
-            "peak_flops": matmul_rate(engine.device, torch.bfloat16 if bf16 else torch.float32) * engine.world,
-        }
 
     def _teacher_rank(self, batch: Batch) -> float:
         """Effective rank of the teacher's position vectors of a few samples."""
@@ -253,35 +305,53 @@ class Trainer:
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.progress.update % (every or 1) == 0
 
-    def _stream(self, name: str) -> Any:
-        engine, data, start = self.engine, self.data[name], self.progress.positions[name]
-        pin, micro_length = engine.device.type == "cuda", self.experiment.train.micro_length
-        if micro_length:
-            return data.length_batches(start, micro_length, engine.rank, engine.world, pin_memory=pin)
-        return data.batches(start, self.micro_batch, engine.rank, engine.world, pin_memory=pin)
+    def _is_best(self, scores: Mapping[str, float]) -> bool:
+        """Whether ``train.keep_best`` is higher than ever.
 
-    def save(self, monitor: Monitor) -> Path:
-        """Save everything that the next update depends on."""
-        engine, progress = self.engine, self.progress
+        Raises:
+            TrainingError: no such score.
+        """
+        key = self.experiment.train.keep_best
+        if key is None:
+            return False
+        if key not in scores:
+            raise TrainingError(f"train.keep_best={key}: evaluation gives no such value; choose of {', '.join(scores)}")
+        best = self.progress.best is None or scores[key] > self.progress.best
+        self.progress.best = scores[key] if best else self.progress.best
+        return best
+
+    def _stream(self, name: str) -> Any:
+        ranks, data, start = self.ranks, self.data[name], self.progress.positions[name]
+        pin, micro_length = self.engine.device.type == "cuda", self.experiment.train.micro_length
+        if micro_length:
+            return data.length_batches(
+                start, micro_length, ranks.rank, ranks.world, parts=self.share.parts, pin_memory=pin
+            )
+        return data.batches(start, self.share.micro_batch, ranks.rank, ranks.world, pin_memory=pin)
+
+    def save(self, *, best: bool = False) -> None:
+        """Save everything that the next update depends on, in the background."""
+        engine, progress, rank = self.engine, self.progress, self.ranks.rank
         tensors, generators = checkpoint.random_state(engine.device)
         state = {
-            "progress": {"positions": progress.positions, "seconds": progress.seconds},
-            "random": generators,
-            "health": monitor.health.state(),
+            "progress": {"positions": progress.positions, "seconds": progress.seconds, "best": progress.best},
+            "health": self.health.state(),
             "data": {name: data.fingerprint for name, data in self.data.items()},
             "configuration": self.configuration,
         }
-        files = {"model": engine.model.own_state(), "optimiser": engine.optimiser_state(), "random": tensors}
-        keep = self.experiment.train.keep
-        return checkpoint.save(self.checkpoints, progress.update, checkpoint.Checkpoint(files, state), keep=keep)
+        files: dict[str, Shares] = {
+            **engine.state(),
+            "random": {f"{rank}/{name}": value for name, value in tensors.items()},
+        }
+        self.saver.start(progress.update, files, state, {"random": generators}, best=best)
 
-    def restore(self, saved: checkpoint.Checkpoint) -> None:
-        """Continue from a checkpoint.
+    def restore(self, saved: checkpoint.Loaded) -> None:
+        """Continue from a checkpoint, which any engine on any number of ranks may have written.
 
         Raises:
             CheckpointError: it belongs to other data or another model.
         """
-        state, engine = saved.state, self.engine
+        state, rank = saved.state, self.ranks.rank
         try:
             for name, data in self.data.items():
                 if state["data"].get(name) != data.fingerprint:
@@ -290,25 +360,21 @@ class Trainer:
                         f"{data.shards.spec!r} (their names, order or counts differ): give the same data.train, "
                         "or another train.folder"
                     )
-            engine.model.load_own_state(saved.tensors["model"])
-            engine.load_optimiser_state(dict(saved.tensors["optimiser"]))
-            checkpoint.restore_random_state(saved.tensors["random"], state["random"], engine.device)
+            self.engine.load_state(saved.tensors["model"], saved.tensors["optimiser"])
             self.health.load_state(state["health"])
             positions = {str(name): int(value) for name, value in state["progress"]["positions"].items()}
-            self.progress = Progress(int(state["update"]), positions, float(state["progress"]["seconds"]))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            best = state["progress"]["best"]
+            self.progress = Progress(
+                int(state["update"]),
+                positions,
+                float(state["progress"]["seconds"]),
+                None if best is None else float(best),
+            )
+            if int(state["world"]) == self.ranks.world:
+                own = {name.removeprefix(f"{rank}/"): value for name, value in saved.tensors["random"].items()
+                       if name.startswith(f"{rank}/")}  # fmt: skip
+                checkpoint.restore_random_state(own, state["local"][rank]["random"], self.engine.device)
+            else:  # there is no state for each of these ranks; dropout and noise differ, masks and order do not
+                torch.manual_seed(derive(self.experiment.train.seed, self.progress.update, rank))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
             raise CheckpointError(f"the checkpoint lacks or garbles {error}; choose an earlier one") from None
-
-
-def _peek(stream: Any) -> tuple[Batch, Any]:
-    """The next batch, and a stream that still begins with it."""
-    first = next(stream)
-
-    def again() -> Iterator[Batch]:
-        try:
-            yield first
-            yield from stream
-        finally:
-            stream.close()
-
-    return first, again()

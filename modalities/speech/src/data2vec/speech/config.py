@@ -20,12 +20,13 @@ from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Pan
 from data2vec.core.model.attention import Alibi
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
-from data2vec.speech.extractor import Geometry, PositionConvolutions, SpeechExtractor, position_kernel
+from data2vec.speech.extractor import MEL_PHASES, Geometry, PositionConvolutions, SpeechExtractor, position_kernel
 from data2vec.speech.features import log_mel_frames, log_mel_pooled
 from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of
 from data2vec.speech.masker import SpanMasker
 
 _FEWEST_FRAMES = 2  # of a clip: one to hide and one to show
+_SHORTEST_FILTER = 16  # samples of a filter on the mel scale: one period of 1 kHz
 
 
 class MaskKind(StrEnum):
@@ -76,6 +77,7 @@ class Speech(Modality):
     channels: tuple[int, ...] = (512,) * 7  # of each convolution over the waveform
     kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)  # their product is the hop: 320 samples, 20 ms
+    mel: bool = False  # the first convolution starts from filters on the mel scale, not from random ones
     positions: PositionsConfig = field(default_factory=PositionsConfig)
     alibi: bool = False  # attention bias by distance (2.0)
     alibi_learned_scale: bool = True  # each head learns a factor of its slope
@@ -138,7 +140,7 @@ class Speech(Modality):
                 groups=positions.groups,
             )
         return Frontend(
-            SpeechExtractor(self.channels, self.kernels, self.strides, width=width),
+            SpeechExtractor(self.channels, self.kernels, self.strides, width=width, mel=self.mel),
             width=width,
             positions=convolutions,
             bias=Alibi(transformer.heads, learned_scale=self.alibi_learned_scale) if self.alibi else None,
@@ -190,6 +192,11 @@ class Speech(Modality):
         if not found and len({len(values) for values in layers.values()}) > 1:
             counts = ", ".join(f"{len(values)} {key}" for key, values in layers.items())
             found.append(f"speech.channels={list(self.channels)}: {counts}; give as many of each, one per convolution")
+        if not found and self.mel and (self.channels[0] % MEL_PHASES or self.kernels[0] < _SHORTEST_FILTER):
+            found.append(
+                f"speech.mel=true: speech.channels begins with {self.channels[0]} and speech.kernels with "
+                f"{self.kernels[0]}; choose a multiple of {MEL_PHASES} filters, of {_SHORTEST_FILTER} samples or more"
+            )
         return found
 
     def _audio_problems(self) -> list[str]:

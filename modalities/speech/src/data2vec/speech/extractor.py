@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data2vec.core.model.encoder import Extractor, Positions, Tokens
+from data2vec.speech.audio import RATE
+from data2vec.speech.features import hertz_to_mel
 
 Length = TypeVar("Length", int, Tensor)
 
@@ -59,6 +61,27 @@ def position_kernel(width: int, depth: int) -> int:
     return max(3, width // depth)
 
 
+MEL_PHASES = 4  # of each band of :func:`mel_filters`; the number of filters is a multiple of it
+_MEL_RANGE = (60.0, 7_600.0)  # Hz, centres of the lowest and the highest band
+
+
+def mel_filters(count: int, kernel: int) -> Tensor:
+    """(count, 1, kernel) filters of unit norm: ``count // 4`` bands, equally far apart on the mel scale, each a cosine
+    under a Hann window in four phases, a quarter of a period apart.
+
+    After the GELU a band's four phases add up to about its amplitude, wherever in its period a frame begins.
+    """
+    bands = count // MEL_PHASES
+    lowest, highest = hertz_to_mel(torch.tensor(_MEL_RANGE, dtype=torch.float64)).tolist()
+    centres = 700.0 * (10.0 ** (torch.linspace(lowest, highest, bands, dtype=torch.float64) / 2595.0) - 1.0)
+    time = (torch.arange(kernel, dtype=torch.float64) - (kernel - 1) / 2) / RATE
+    phases = torch.arange(MEL_PHASES, dtype=torch.float64) * (2 * math.pi / MEL_PHASES)
+    waves = torch.cos(2 * math.pi * centres[:, None, None] * time + phases[:, None])  # (bands, phases, kernel)
+    filters: Tensor = (waves * torch.hann_window(kernel, periodic=False, dtype=torch.float64)).flatten(0, 1)
+    filters = filters / filters.norm(dim=1, keepdim=True)
+    return filters.unsqueeze(1).float()
+
+
 class PositionConvolutions(Positions):
     """Positions from the neighbourhood of each frame: ``depth`` times grouped convolution, layer norm, GELU.
 
@@ -91,9 +114,23 @@ class SpeechExtractor(Extractor):
     The convolutions are fairseq2's, each followed by a layer norm over channels and GELU (its layer-norm mode), which
     makes a frame independent of every other; the group norm of other wav2vec 2.0 models averages over time, padding
     included.
+
+    Args:
+        channels, kernels, strides: of each convolution.
+        width: D.
+        mel: the first convolution starts from :func:`mel_filters` instead of random numbers; it is trained all the
+            same.
     """
 
-    def __init__(self, channels: Sequence[int], kernels: Sequence[int], strides: Sequence[int], *, width: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        kernels: Sequence[int],
+        strides: Sequence[int],
+        *,
+        width: int,
+        mel: bool = False,
+    ) -> None:
         # Importing it takes seconds, which only a model is worth.
         from fairseq2.models.wav2vec2.feature_extractor import Wav2Vec2FeatureExtractor
 
@@ -103,6 +140,10 @@ class SpeechExtractor(Extractor):
         self.convolutions: nn.Sequential = Wav2Vec2FeatureExtractor(layers, bias=False, layer_norm=True).layers
         self.norm = nn.LayerNorm(channels[-1])
         self.projection = nn.Linear(channels[-1], width)
+        if mel:
+            first = next(module for module in self.convolutions.modules() if isinstance(module, nn.Conv1d))
+            with torch.no_grad():
+                first.weight.copy_(mel_filters(channels[0], kernels[0]))
 
     @property
     def receptive_field(self) -> int:

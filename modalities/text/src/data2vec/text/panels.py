@@ -59,7 +59,6 @@ def _masked_panel(drawn: Illustrations, tokenizer: Tokenizer) -> Panel:
     count = masks.shape[1]
     shown = min(count, _SHOWN_MASKS)
     lengths = _lengths(batch)
-    replaced = batch.student_inputs is not None
     cards = []
     for number in range(min(_SHOWN, len(batch))):
         length = lengths[number]
@@ -76,7 +75,9 @@ def _masked_panel(drawn: Illustrations, tokenizer: Tokenizer) -> Panel:
     hidden = 100 * float(masks.sum()) / max(1, count * int(valid.sum()))
     several = f" Each text is seen under {count} masks" if count > 1 else ""
     several += f", of which {shown} are shown." if count > shown else "." if several else ""
-    swapped = " Orange ones show a random token instead, or are left as they are." if replaced else ""
+    # Not every run replaces hidden tokens by others, and no colour is explained that is not there.
+    other = batch.student_inputs is not None and bool((batch.student_inputs.cpu() != tokenizer.mask)[masks[:, 0]].any())
+    swapped = " Orange ones show a random token instead, or are left as they are." if other else ""
     caption = (
         f"Grey tokens are hidden from the student, {hidden:.0f} % on average.{swapped} "
         f"The teacher sees the whole text, and the student predicts the teacher's features at these places.{several}"
