@@ -84,7 +84,7 @@ def test_every_layer_agrees(changes: dict[str, Any]) -> None:
         batch = Batch("speech", waveform, torch.arange(1), torch.tensor([-1]))
         assert expected.extract_features.shape[1] == frontend.extractor.grid(waveform)[0][0]
         model.eval()
-        embedded = frontend.embed(frontend.extractor(waveform).x, None, None)
+        embedded = frontend(frontend.extractor(waveform).x, None, None)
         assert relative_error(embedded, expected.hidden_states[0]) < TOLERANCE
         for of in ("student", "teacher"):
             assert relative_error(model.features(batch, layers="last", of=of).x, expected.last_hidden_state) < TOLERANCE

@@ -90,7 +90,7 @@ def compare(reference: nn.Module, model: Data2Vec, config: Data2VecVisionConfig)
     for encoder in (model.student, model.teacher.encoder):
         frontend = encoder.frontend("vision")
         tokens = frontend.extractor(inputs)
-        embedded = frontend.embed(tokens.x, None, None)
+        embedded = frontend(tokens.x, None, None)
         encoded = encoder("vision", tokens.x, tokens.shape, collect=LayerOutput.BLOCK)
         assert len(states) == 1 + len(encoded.layers) == 1 + config.num_hidden_layers
         for theirs_x, ours_x in zip(states, [embedded, *encoded.layers], strict=True):

@@ -140,6 +140,6 @@ def test_the_frontend_that_the_settings_describe(positions):
     assert len(frontend.blocks) == 1
     assert frontend.prefix_tokens == 1
     tokens = frontend.extractor(torch.randn(2, 3, 32, 32))
-    embedded = frontend.embed(tokens.x, None, None)
+    embedded = frontend(tokens.x, None, None)
     assert embedded.shape == (2, 17, 24)
     torch.testing.assert_close(embedded.mean(-1), torch.zeros(2, 17), atol=1e-5, rtol=0)

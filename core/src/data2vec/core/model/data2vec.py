@@ -6,7 +6,7 @@ K layers, D width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,6 +67,32 @@ class Features:
         return (self.x * valid).sum(1) / valid.sum(1)
 
 
+class MaskTokens(nn.Module):
+    """The learned vectors that stand at hidden positions (1.0), by modality.
+
+    Args:
+        names: modalities that have one.
+        width: D.
+    """
+
+    def __init__(self, names: Iterable[str], width: int) -> None:
+        super().__init__()
+        for name in names:
+            token = nn.Parameter(torch.empty(width))
+            nn.init.trunc_normal_(token, std=0.02)
+            self.register_parameter(name, token)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._parameters
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.get_parameter(name)
+
+    def forward(self, name: str, dtype: torch.dtype) -> Tensor:
+        """(1, D): a call, because a sharded parameter is gathered for the module that is called."""
+        return self[name].to(dtype).unsqueeze(0)
+
+
 class Data2Vec(nn.Module):
     """Student, teacher and predictors of one or several modalities.
 
@@ -96,11 +122,7 @@ class Data2Vec(nn.Module):
         super().__init__()
         self.student = Encoder(frontends, transformer)
         self.predictors = nn.ModuleDict(dict(predictors))
-        self.mask_tokens = nn.ParameterDict()
-        for name in sorted(mask_tokens):
-            token = nn.Parameter(torch.empty(transformer.config.width))
-            nn.init.trunc_normal_(token, std=0.02)
-            self.mask_tokens[name] = token
+        self.mask_tokens = MaskTokens(sorted(mask_tokens), transformer.config.width)
         self.teacher = Teacher(self.student, teacher)
         self.student_sees = student_sees
         self.targets = targets
@@ -160,7 +182,7 @@ class Data2Vec(nn.Module):
         padding = None if tokens.padding is None else self._repeat(tokens.padding, mask.masks)
         x, frontend = tokens.x, self.student.frontend(name)
         if mask.visible is None:
-            token = self.mask_tokens[name].to(x.dtype) if name in self.mask_tokens else None
+            token = self.mask_tokens(name, x.dtype) if name in self.mask_tokens else None
             x = self._repeat(x, mask.masks)
             if token is not None:
                 if tokens.positions is not None:  # (1 or B, T, D): what is hidden is the content, not the place

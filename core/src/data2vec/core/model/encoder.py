@@ -93,7 +93,7 @@ class Frontend(nn.Module):
     def prefix_tokens(self) -> int:
         return 0 if self.prefix is None else self.prefix.shape[1]
 
-    def embed(self, x: Tensor, padding: Tensor | None, visible: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, padding: Tensor | None, visible: Tensor | None) -> Tensor:
         """(N, P + V, D): positions added, visible ones taken, prefix tokens in front, normalised.
 
         ``x`` is (B, T, D) or (N, T, D) with masks already applied, ``visible`` (N, V) or None for all.
@@ -161,7 +161,7 @@ class Encoder(nn.Module):
         """
         frontend = self.frontend(modality)
         prefix = frontend.prefix_tokens
-        embedded = frontend.embed(x, padding, visible)
+        embedded = frontend(x, padding, visible)
         bias = None if frontend.bias is None else frontend.bias(shape, prefix=prefix)
         present = present_padding(padding, visible, prefix, filler)
         mask = attention_mask(bias, present, visible, prefix=prefix, dtype=embedded.dtype)
