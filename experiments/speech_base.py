@@ -76,9 +76,9 @@ experiment = Experiment(
     train=TrainConfig(updates=400_000, batch_length=16 * 3_800_000, micro_length=3_800_000, checkpoint_every=5_000),
 )
 
-# A small model for a few minutes of a CPU, on 45 minutes of speech that espeak-ng synthesises. Its two convolutions
-# start from filters on the mel scale, and the teacher's targets are outputs of blocks: random filters, and feed-forward
-# targets, learn next to nothing in this time (docs/log.md).
+# A small model for a few minutes of a CPU, on 45 minutes of speech that espeak-ng synthesises. The first convolution
+# starts from filters on the mel scale, which random ones would not become in this time, and the teacher shares the
+# extractor (docs/log.md).
 sample = experiment.replace(
     name="speech_base_sample",
     speech={

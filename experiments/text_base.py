@@ -89,7 +89,7 @@ sample = experiment.replace(
     teacher={"decay_start": 0.99, "decay_end": 0.9995, "decay_updates": 1000, "shares": TeacherShares.NOTHING},
     targets={"top_k": 2},
     optim={
-        "lr": 1e-3,
+        "lr": 5e-4,
         "schedule": Schedule.COSINE,
         "warmup": 100,
         "hold": 0,
@@ -97,7 +97,7 @@ sample = experiment.replace(
         "final_lr_ratio": 0.0,
     },
     data={"workers": 1},
-    train={"updates": 1500, "batch": 16, "micro_batch": None, "checkpoint_every": 750},
+    train={"updates": 1000, "batch": 16, "micro_batch": None, "checkpoint_every": 500},
     evaluation={"layers": "last"},
 )
 

@@ -37,18 +37,28 @@ _FREE = (
 )  # fmt: skip
 
 
-def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequence[str] | None = None) -> None:
+def main(
+    experiment: Experiment,
+    sample: Experiment | None = None,
+    argv: Sequence[str] | None = None,
+    *,
+    command: str | None = None,
+    document: str | None = None,
+) -> None:
     """Run an experiment from the command line; exits with 0, 2 (a user's error) or 130 (interrupted).
 
     Args:
         experiment: the published recipe, for ``data.train=...``.
         sample: what runs when no data is given: the same code, a small model and the sample data.
         argv: the arguments; None for the command line's.
+        command: what the user runs, without settings; None for the script's own.
+        document: what ``--help`` explains; None for the script's docstring.
     """
     console = Console(highlight=False)
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("data2vec").setLevel(logging.INFO)
-    arguments = _parser(experiment, sample).parse_args(argv)
+    document = document or getattr(sys.modules.get("__main__"), "__doc__", None) or f"Pretrain {experiment.name}."
+    arguments = _parser(document, sample).parse_intermixed_args(argv)
     here = Place()
     try:
         here = place()
@@ -59,7 +69,7 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
                 if not console.quiet:
                     print(to_yaml(chosen), end="")
                 return
-        code = _run(chosen, is_sample, console)
+        code = _run(chosen, is_sample, command or f"experiments/{Path(sys.argv[0]).name}", console)
     except PeerError:
         code = 2
     except Data2VecError as error:
@@ -75,8 +85,7 @@ def main(experiment: Experiment, sample: Experiment | None = None, argv: Sequenc
     sys.exit(code)
 
 
-def _parser(experiment: Experiment, sample: Experiment | None) -> argparse.ArgumentParser:
-    document = getattr(sys.modules.get("__main__"), "__doc__", None) or f"Pretrain {experiment.name}."
+def _parser(document: str, sample: Experiment | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=document,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -122,15 +131,15 @@ def run_folder(experiment: Experiment) -> Path:
     return Path(experiment.train.folder or Path("runs") / experiment.name)
 
 
-def _run(experiment: Experiment, is_sample: bool, console: Console) -> int:
-    script = Path(sys.argv[0]).name
+def _run(experiment: Experiment, is_sample: bool, command: str, console: Console) -> int:
     if is_sample:
+        recipe = "uv run deepspeed" if command.startswith("tools/") else "uv run"
         console.print(
-            f"[bold]This is the sample variant of {escape(script)}[/] (a small model on sample data). "
-            f"The published recipe: uv run experiments/{escape(script)} data.train='SHARDS/train-{{0000..0999}}.tar'",
+            f"[bold]This is the sample variant of {escape(Path(command).name)}[/] (a small model on sample data). "
+            f"The published recipe: {recipe} {escape(command)} data.train='SHARDS/train-{{0000..0999}}.tar'",
             soft_wrap=True,
         )
-    with Interruption() as interruption:
+    with Interruption(launched=place().launched) as interruption:
         return _train_and_evaluate(experiment, is_sample, interruption, console)
 
 
@@ -163,6 +172,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
             start = load_run(experiment.train.init_from, device="cpu").model.own_state()
     with ranks.together():
         model = build_model(experiment, ranks, start)
+    parameters = sum(p.numel() for p in model.student.parameters())
     finished = saved is not None and int(saved.state["update"]) >= experiment.train.updates
     measured = measure(experiment, model, train) if ranks.first and not finished else {}
     engine = build_engine(model, experiment, ranks)
@@ -183,7 +193,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
                 trainer.restore(saved)
             summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
-            summary = _summary(experiment, engine, train, folder)
+            summary = _summary(experiment, engine, parameters, train, folder)
         if ranks.world > 1:
             summary += f" ({trainer.share.describe(ranks.world)})"
         console.print(summary, markup=False, soft_wrap=True)
@@ -294,12 +304,13 @@ def _during_training(
     return lambda: quick_evaluation(experiment, engine.model, engine.device, train, validation)
 
 
-def _summary(experiment: Experiment, engine: Engine, train: Mapping[str, TrainData], folder: Path) -> str:
-    parameters = sum(p.numel() for p in engine.model.student.parameters()) / 1e6
+def _summary(
+    experiment: Experiment, engine: Engine, parameters: float, train: Mapping[str, TrainData], folder: Path
+) -> str:
     samples = ", ".join(f"{data.total:,} {name} samples" for name, data in train.items())
     precision = "bf16" if engine.bf16 else "fp32"
     return (
-        f"{experiment.name}: {parameters:.1f} M parameters, {samples}, {experiment.train.updates} updates of "
+        f"{experiment.name}: {parameters / 1e6:.1f} M parameters, {samples}, {experiment.train.updates} updates of "
         f"{experiment.train.described_batch} "
         f"on {engine.device} ({precision}{', compiled' if engine.compiled else ''}) in {folder}"
     )
@@ -316,13 +327,14 @@ def _evaluate_and_report(
 ) -> None:
     from data2vec.core.training.run_report import write_run_report  # drawing is slow to import
 
+    model = load_run(folder, device=str(engine.device)).model if engine.sharded else engine.model
     for name in experiment.modalities:
         console.print(f"evaluating {name} on frozen features")
-        result = evaluate_model(experiment, engine.model, engine.device, name, train[name], validation[name])
+        result = evaluate_model(experiment, model, engine.device, name, train[name], validation[name])
         console.print(result.table.to_rich())
         report = folder / ("report.html" if len(experiment.modalities) == 1 else f"report-{name}.html")
         write_run_report(
-            report, experiment, engine.model, engine.device, name, validation[name], result,
+            report, experiment, model, engine.device, name, validation[name], result,
             masker=trainer.maskers[name],
             update=trainer.progress.update, seconds=trainer.progress.seconds, folder=folder,
         )  # fmt: skip

@@ -37,6 +37,7 @@ class Engine(Protocol):
     ranks: Ranks
     bf16: bool
     compiled: bool
+    sharded: bool  # this rank holds the model in part: it computes only together with the others
 
     def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
         """Add the gradient of a micro-batch's summed loss divided by ``count``, the hidden positions of the update."""
@@ -175,6 +176,8 @@ def load_adamw_state(optimiser: torch.optim.Optimizer, model: nn.Module, state: 
 
 class TorchEngine:
     """Plain PyTorch: AdamW, autocast, accumulation and clipping; gradients are summed over ranks before a step."""
+
+    sharded = False
 
     def __init__(self, model: Data2Vec, experiment: Experiment, ranks: Ranks | None = None) -> None:
         """Take the model to its device and make the optimiser.

@@ -7,11 +7,13 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 EXIT_INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
+_SAME_REQUEST = 5.0  # s
 
 
 class Interruption:
@@ -19,10 +21,15 @@ class Interruption:
 
     The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
     it raises ``KeyboardInterrupt``. The second one exits at once, whatever the program does.
+
+    A launcher passes a Ctrl-C on to its processes, which have seen it already: what comes within five seconds of the
+    first signal counts as the same.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, launched: bool = False) -> None:
         self.requested = False
+        self._launched = launched
+        self._first = 0.0
         self._training = False
         self._previous: dict[int, Any] = {}
 
@@ -49,9 +56,12 @@ class Interruption:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested:
+            if self._launched and time.monotonic() - self._first < _SAME_REQUEST:
+                return
             _say("\nexiting at once\n" + ("\x1b[?25h" if sys.stderr.isatty() else ""))  # the bar hides the cursor
             os._exit(EXIT_INTERRUPTED)
         self.requested = True
+        self._first = time.monotonic()
         if not self._training:
             raise KeyboardInterrupt
         _say("\nstopping after this update and saving; once more to exit at once\n")

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -192,9 +192,14 @@ class Monitor:
                 "to continue"
             ) from None
 
-    def pause(self) -> None:
-        """Call after work that is no training (evaluation, saving), so that it does not count as slow training."""
-        self._since = time.perf_counter()
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Work that is no training (evaluation, saving), so that it does not count as slow training."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._since += time.perf_counter() - began
 
     def close(self) -> None:
         """Close the files; what the disk refuses here, it refused in :meth:`write`, which said so."""

@@ -158,6 +158,9 @@ def join(device: str) -> Ranks:
     on_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
     if on_gpu:
         torch.cuda.set_device(here.local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:  # else each rank takes every core
+        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.world)
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
     try:
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=here.rank, world_size=here.world, timeout=_TIMEOUT

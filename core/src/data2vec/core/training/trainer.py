@@ -182,10 +182,10 @@ class Trainer:
                 last = progress.update == train.updates
                 best = False
                 if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
-                    scores = self.evaluate()
+                    with monitor.paused():
+                        scores = self.evaluate()
                     best = self._is_best(scores)
                     monitor.write({"update": progress.update, **scores})
-                    monitor.pause()
                 stopping = last or ending is not Ending.FINISHED
                 saving = stopping or best or due or self._due(train.checkpoint_every)
                 # Also before a save: no update is saved that has not passed the health check.
@@ -197,9 +197,9 @@ class Trainer:
                         self.display.update(monitor.flush(**known), train.updates)
                     lines += 1
                 if saving:
-                    self.save(best=best)
+                    with monitor.paused():
+                        self.save(best=best)
                     clock.saved()
-                    monitor.pause()
             self.saver.finish()
         except TrainingError as error:
             raise self._with_advice(error) from None

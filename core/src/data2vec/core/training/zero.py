@@ -115,6 +115,7 @@ class DeepSpeedEngine:
         self.bf16 = uses_bf16(train.precision, self.device)
         self.teacher = experiment.teacher
         model.student.transformer.activation_checkpointing = train.activation_checkpointing
+        self.sharded = self.stage == 3
         self._names = list(model.own_state())  # before parameters are cut
         self._shapes = {name: value.shape for name, value in model.state_dict().items()}
         switch = train.compile

@@ -38,8 +38,8 @@ _MNEMONICS = {
 _CLASS_OF = {m: POSITION_CLASSES.index(name) for name, mnemonics in _MNEMONICS.items() for m in mnemonics.split()}
 
 _ACCENTS = ("en", "en-us", "en-gb-scotland")
-# espeak-ng's variants of a voice. Those that sound alike are on one side; those that sound like machines, or whose words
-# are hardly recognised from the spectra of other voices, on neither.
+# espeak-ng's variants of a voice. Those that sound alike are on one side; those that sound like machines, or whose
+# words are hardly recognised from the spectra of other voices, on neither.
 _VARIANTS = {
     "train": (
         "Alex", "Andy", "Annie", "Denis", "Diogo", "Gene", "Hugo", "Jacky", "Marco", "Mario", "antonio", "belinda",
