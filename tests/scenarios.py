@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+from pathlib import Path
 from typing import Any
 
+import soundfile
 import torch
+from PIL import Image
 from torch import Tensor
 
 from data2vec.core import Batch, Experiment
@@ -23,6 +27,7 @@ from data2vec.core.config import (
     TrainConfig,
     TransformerConfig,
 )
+from data2vec.core.data.shards import ShardWriter
 from data2vec.core.model.random import derive
 from data2vec.speech import AudioConfig, PositionsConfig, Speech
 from data2vec.speech import MaskConfig as SpeechMask
@@ -133,3 +138,35 @@ def _sample(name: str, number: int) -> Tensor:
         return torch.randn(length, generator=generator)
     tokens = torch.randint(10, 260, (12 + 3 * (number % 4),), generator=generator)
     return tokens
+
+
+def write_shards(folder: Path, name: str, count: int = 40) -> Path:
+    """Shards of one modality with samples of different lengths, for runs; returns the folder."""
+    with ShardWriter(folder, "train", name, samples_per_shard=9) as writer:
+        for number in range(count):
+            sample = _sample(name, number)
+            if name == "vision":
+                file = io.BytesIO()
+                pixels = (sample.movedim(0, -1) * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
+                Image.fromarray(pixels).save(file, format="PNG")
+                members = {"png": file.getvalue()}
+            elif name == "speech":
+                file = io.BytesIO()
+                soundfile.write(file, (0.1 * sample).numpy(), 16_000, format="WAV", subtype="PCM_16")
+                members = {"wav": file.getvalue()}
+            else:
+                text = bytes(97 + int(token) % 26 for token in sample)
+                members = {"txt": text}
+            writer.write(f"sample{number:03d}", members)
+    return folder
+
+
+def run_of(name: str, shards: Path, folder: Path) -> Experiment:
+    """A scenario that trains on shards of :func:`write_shards` in a run's folder, with a line for every update."""
+    experiment = scenario(name)
+    first = next(iter(experiment.modalities))
+    return experiment.replace(
+        data={"train": str(shards / first / "train-*.tar"), "workers": 0},
+        train={"folder": str(folder), "log_every": 1, "checkpoint_every": 1, "batch": SAMPLES},
+        evaluation={"tasks": ("rank",)},
+    )

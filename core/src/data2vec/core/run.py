@@ -175,19 +175,21 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     parameters = sum(p.numel() for p in model.student.parameters())
     finished = saved is not None and int(saved.state["update"]) >= experiment.train.updates
     measured = measure(experiment, model, train) if ranks.first and not finished else {}
-    engine = build_engine(model, experiment, ranks)
+    with ranks.alike():
+        engine = build_engine(model, experiment, ranks)
     with ConsoleDisplay(console, done=0) as display:
-        trainer = Trainer(
-            experiment,
-            engine,
-            train,
-            folder,
-            configuration={"yaml": configuration},
-            display=display,
-            measured=measured,
-            evaluate=_during_training(experiment, engine, train, validation),
-            stop_requested=lambda: interruption.requested,
-        )
+        with ranks.alike():
+            trainer = Trainer(
+                experiment,
+                engine,
+                train,
+                folder,
+                configuration={"yaml": configuration},
+                display=display,
+                measured=measured,
+                evaluate=_during_training(experiment, engine, train, validation),
+                stop_requested=lambda: interruption.requested,
+            )
         if saved is not None:
             with ranks.together():
                 trainer.restore(saved)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -77,6 +78,8 @@ class ShardIndex:
         """
         path = folder / INDEX_NAME
         try:
+            if not stat.S_ISREG(path.stat().st_mode):  # a pipe without a writer would never open
+                raise DataError(f"{path}: is no regular file; `tools/shard.py index` writes it")
             content = path.read_bytes()
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); `tools/shard.py index` writes it") from None

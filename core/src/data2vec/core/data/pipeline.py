@@ -338,19 +338,23 @@ def _training_batches(
 def _evaluation_batches(
     dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
-    waiting: tuple[str, ...] = ()  # broken samples of batches that had no others
+    last: Batch | None = None  # kept back: broken samples of batches that had no others are named in a neighbour
+    waiting: tuple[str, ...] = ()
     unreadable: Unreadable | None = None
-    any_batch = False
     for result in _load(dataset, positions, workers, pin_memory):
         if isinstance(result, Batch):
-            yield replace(result, broken=(*waiting, *result.broken)) if waiting else result
-            waiting, any_batch = (), True
-        elif result.broken:
-            waiting += result.broken
-            unreadable = result
-        else:
+            if last is not None:
+                yield last
+            last, waiting = replace(result, broken=(*waiting, *result.broken)), ()
+        elif not result.broken:
             raise DataError(result.message)
-    if unreadable is not None and not any_batch:
+        elif last is not None:
+            last = replace(last, broken=(*last.broken, *result.broken))
+        else:
+            waiting, unreadable = (*waiting, *result.broken), result
+    if last is not None:
+        yield last
+    elif unreadable is not None:
         raise DataError(unreadable.message)
 
 

@@ -11,8 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from webdataset.shardlists import expand_urls
-
+from data2vec.core.data.braces import expand
 from data2vec.core.errors import DataError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -80,10 +79,9 @@ def _resolve_part(part: str) -> list[str]:
 
 def _expand(pattern: str) -> list[str]:
     try:
-        names = [str(name) for name in expand_urls(pattern)] if "{" in pattern else [pattern]
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{pattern!r} is no brace list such as train-{{0000..0999}}.tar ({error})") from None
-    return names
+        return expand(pattern) if "{" in pattern else [pattern]
+    except ValueError as error:
+        raise DataError(f"{_shown(pattern)} is no brace list such as train-{{0000..0999}}.tar: {error}") from None
 
 
 def _nearest(path: str) -> str:

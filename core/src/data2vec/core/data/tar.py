@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from webdataset.tariterators import base_plus_ext
 
@@ -22,6 +24,10 @@ from data2vec.core.errors import DataError
 PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})  # members that a careless reader would execute
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BLOCK = tarfile.BLOCKSIZE
+_EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME,
+                       tarfile.GNUTYPE_LONGLINK})  # fmt: skip
+_LONGEST_EXTENDED = 1 << 14  # bytes: two paths of the longest that systems take, and attributes
+_MOST_EXTENDED = 8  # before one member; each is read inside the one before
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +54,48 @@ def scan(path: Path | str) -> list[TarSample]:
         DataError: the file cannot be read, is compressed, is no tar file, is truncated or damaged, or has no samples.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe without a writer would never open
+            raise DataError(f"{path}: is no regular file; remove it from the list")
         with open(path, "rb") as file:
             start = file.read(8)
             compression = next((name for magic, name in _COMPRESSION.items() if start.startswith(magic)), None)
             if compression:
                 raise DataError(f"{path}: is compressed ({compression}); shards are read at random: decompress it")
             file.seek(0)
-            with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace") as tar:
+            with tarfile.open(
+                fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace", tarinfo=_Header
+            ) as tar:
                 samples = _group(_members(tar, path))
                 _check_end(tar, path)
     except tarfile.TarError as error:
         raise DataError(f"{path}: is no tar file, truncated or damaged ({error}); write or fetch it anew") from None
-    except (OSError, OverflowError, ValueError) as error:
+    except (OSError, OverflowError, ValueError, LookupError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from None
     if not samples:
         raise DataError(f"{path}: holds no samples (members are named KEY.EXTENSION); remove it from the list")
     return samples
+
+
+class _Header(tarfile.TarInfo):
+    """A header of a file that anybody may have written: ``tarfile`` reads extended ones of any size and any depth."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _EXTENDED and not 0 <= header.size <= _LONGEST_EXTENDED:
+            raise tarfile.ReadError(f"an extended header of {header.size} bytes")
+        return header
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
+        depth = getattr(tarfile_, "depth", 0)
+        if depth > _MOST_EXTENDED:
+            raise tarfile.ReadError(f"more than {_MOST_EXTENDED} extended headers of one member")
+        tarfile_.depth = depth + 1  # type: ignore[attr-defined]
+        try:
+            return super().fromtarfile(tarfile_)
+        finally:
+            tarfile_.depth = depth  # type: ignore[attr-defined]
 
 
 def _members(tar: tarfile.TarFile, path: Path | str) -> list[tuple[str, str, int, int]]:

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from data2vec.core.errors import ConfigError, Data2VecError, PeerError, RankLostError
 
+_joined: set[bool] = set()
 _TIMEOUT = timedelta(minutes=30)  # rank 0 may write sample data, or evaluate, while the others wait
 # What gloo and NCCL say when the process at the other end is gone.
 _PEER_IS_GONE = ("onnection closed", "onnection reset", "Broken pipe", "Socket closed", "remote process exited", "EOF")
@@ -170,12 +171,14 @@ def join(device: str) -> Ranks:
         raise ConfigError(
             [f"environment: rank {here.rank} of {here.world} cannot meet at {address} ({error})"]
         ) from None
+    _joined.add(True)
     return Ranks(here.rank, here.world)
 
 
 def leave() -> None:
-    """Leave the process group that :func:`join` joined."""
-    if place().launched and dist.is_initialized():
+    """Leave the process group that :func:`join` joined; one that was there before stays."""
+    if _joined and dist.is_initialized():
+        _joined.clear()
         dist.destroy_process_group()
 
 
