@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported: small tensors gain nothing from many threads, and several processes may run at once.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
+# Tests of several ranks fork them from one server: what it imports is not imported again by each of them.
+multiprocessing.set_forkserver_preload([
+    "data2vec.core.testing", "data2vec.core.run", "data2vec.core.training.zero", "data2vec.vision", "data2vec.speech",
+    "data2vec.text", "deepspeed", "torch.utils.tensorboard",
+])  # fmt: skip
+
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fuzz-cases", type=int, default=220, metavar="N",
+        help="mutations that tests/test_fuzz.py tries of each of its targets (default: %(default)s)",
+    )  # fmt: skip
+    parser.addoption(
+        "--fuzz-first", type=int, default=0, metavar="N",
+        help="number of the first of them, to repeat one or to go on from others (default: %(default)s)",
+    )  # fmt: skip

@@ -5,10 +5,12 @@ Every case draws from a generator of its own, seeded by its target and number, s
 
 from __future__ import annotations
 
+import faulthandler
 import io
 import json
 import os
 import pickle
+import re
 import resource
 import signal
 import struct
@@ -47,7 +49,7 @@ class TooSlow(BaseException):
 
 
 _EXECUTES = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "subprocess.Popen", "pickle.find_class",
-             "pty.spawn", "socket.connect", "ctypes.dlopen", "os.startfile", "webbrowser.open")  # fmt: skip
+             "pty.spawn", "socket.connect", "os.startfile", "webbrowser.open")  # fmt: skip
 _WRITES = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.symlink": 2, "os.link": 2, "os.chmod": 1,
            "os.truncate": 1, "shutil.rmtree": 1}  # fmt: skip
 _watching: list[Watch] = []
@@ -121,6 +123,7 @@ def guarded(run: Callable[[], Any], inside: Path, kinds: tuple[type[Data2VecErro
     before = peak()
     previous = signal.signal(signal.SIGALRM, _too_slow)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    faulthandler.dump_traceback_later(4 * SECONDS, exit=True)  # where no signal is handled
     try:
         with watched(inside) as watch:
             try:
@@ -130,6 +133,7 @@ def guarded(run: Callable[[], Any], inside: Path, kinds: tuple[type[Data2VecErro
     except TooSlow as error:
         raise AssertionError(f"took more than {SECONDS:g} s") from error
     finally:
+        faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_REAL, 0.0)
         signal.signal(signal.SIGALRM, previous)
     assert not watch.found, watch.found
@@ -145,7 +149,7 @@ def check_message(message: str) -> None:
     assert len(message) < 20_000, message[:500]
     assert "Traceback" not in message
     assert " object at 0x" not in message, message
-    assert any(sign in message for sign in (":", "=", "'", "/")), message
+    assert re.search(r"[:='/]|\w[._]\w", message), message
 
 
 # Mutations of bytes.
@@ -205,18 +209,22 @@ class Evil:
     def contents(self, rng: Rng) -> bytes:
         """Something else than the format that is expected."""
         return pick(rng, (
-            b"", b"\0", rng.bytes(300), self.pickled(), self.npy(), b"PK\3\4" + rng.bytes(60), b"\x1f\x8b\x08" + rng.bytes(60),
+            b"", b"\0", rng.bytes(300), self.pickled(), self.npy(), b"PK\3\4" + rng.bytes(60),
+            b"\x1f\x8b\x08" + rng.bytes(60),
             b"#!/bin/sh\n" + self.command.encode(), b"<html>not found</html>", b"\x7fELF" + rng.bytes(60),
             b"\x89PNG\r\n\x1a\n" + rng.bytes(60), b"fLaC" + rng.bytes(60), b"RIFF\xff\xff\xff\xffWAVE" + rng.bytes(60),
-            b"D2VT\1\2\0\0\xff\xff\xff\xff", b"99999999999999999999", b"-1", "\u0663".encode(), b"\xff\xfe7", b"9" * 5000,
+            b"D2VT\1\2\0\0\xff\xff\xff\xff", b"99999999999999999999", b"-1", "\u0663".encode(), b"\xff\xfe7",
+            b"9" * 5000,
         ))  # fmt: skip
 
     def names(self, rng: Rng, extension: str) -> str:
         """Names that would leave a folder, or that a careless reader would execute or unpickle."""
         return pick(rng, (
-            f"../../out.{extension}", f"{self.sentinel}.{extension}", f"/etc/out.{extension}", f"a/../../../b.{extension}",
+            f"../../out.{extension}", f"{self.sentinel}.{extension}", f"/etc/out.{extension}",
+            f"a/../../../b.{extension}",
             f"..{extension}", ".", "..", "", f".{extension}", f"__k__.{extension}", f"pipe:{self.command}.{extension}",
-            f"0.{extension}", "0.pyd", "0.pickle", "0.input.pth", "0.PKL", f"0.{extension}.pt", f"a\nb\x1b[31m.{extension}",
+            f"0.{extension}", "0.pyd", "0.pickle", "0.input.pth", "0.PKL", f"0.{extension}.pt",
+            f"a\nb\x1b[31m.{extension}",
             f"{'long' * 80}/{'x' * 90}.{extension}", f"\ud800\udcff.{extension}", f"é.{extension}", f"CON.{extension}",
             f"0.{extension.upper()}", f"0.{extension}.{extension}", f"a\0b.{extension}",
         ))  # fmt: skip
@@ -247,8 +255,10 @@ def blocks(rng: Rng, data: bytes) -> bytes:
 _FIELDS = {"name": (0, 100), "mode": (100, 8), "size": (124, 12), "mtime": (136, 12), "type": (156, 1),
            "linkname": (157, 100), "magic": (257, 8), "devmajor": (329, 8), "prefix": (345, 155), "sparse": (386, 100),
            "extended": (482, 13)}  # fmt: skip
-_SIZES = (b"00000000000\0", b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\xff" + b"\0" * 11, b"-0000000001\0",
-          b"\x80\0\0\0\0\0\0\xff\0\0\0\0", b"zzz", b"00000001000\0", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\0")  # fmt: skip
+_SIZES = (b"00000000000\0", b"77777777777\0", b"\x80" + b"\xff" * 11, b"\xff" * 12, b"\xff" + b"\0" * 11,
+          b"-0000000001\0",
+          b"\x80\0\0\0\0\0\0\xff\0\0\0\0", b"zzz", b"00000001000\0",
+          b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe\0")  # fmt: skip
 _TYPES = [bytes([code]) for code in b"0\x001234567SLKgxXDMNVAZ\xff"]
 
 
@@ -287,7 +297,9 @@ def raw_member(kind: bytes, content: bytes, size: int | None = None, name: str =
     header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
     header[156:157] = kind
     if size is not None:
-        header[124:136] = b"\x80" + size.to_bytes(11, "big") if size >= 0 else b"\xff" + (256**11 + size).to_bytes(11, "big")
+        header[124:136] = (
+            b"\x80" + size.to_bytes(11, "big") if size >= 0 else b"\xff" + (256**11 + size).to_bytes(11, "big")
+        )
     return with_checksum(bytes(header)) + content.ljust(-(-len(content) // BLOCK) * BLOCK, b"\0")
 
 
@@ -349,7 +361,7 @@ def members(rng: Rng, data: bytes, evil: Evil) -> bytes:
             try:
                 tar.addfile(info, io.BytesIO(content))
             except (ValueError, OSError):  # a name that this format cannot hold
-                info.name = f"other.{len(content)}"
+                info.name, info.linkname = f"other.{len(content)}", ""
                 tar.addfile(info, io.BytesIO(content))
     return out.getvalue()
 
@@ -358,12 +370,13 @@ def members(rng: Rng, data: bytes, evil: Evil) -> bytes:
 
 _NUMBERS = (0, -1, 1, 2**31, 2**63, -(2**63), 2**64, 10**30, 10**400, 1e308, -1e-300, 0.5, float("nan"), float("inf"))
 _TEXTS = ("", " ", "..", "../../evil.tar", "/etc/passwd", "a/b.tar", "a\\b.tar", "\0", "\n", "\ud800", "é", "x" * 5000,
-          "${HOME}", "${oc.env:HOME}", "~", "null", "NaN", "pipe:true", "{0..9}", "%s%n", "1e999", "__class__", "???")  # fmt: skip
+          "${HOME}", "${oc.env:HOME}", "~", "null", "NaN", "pipe:true", "{0..9}", "%s%n", "1e999", "__class__",
+          "???")  # fmt: skip
 
 
 def nested(rng: Rng) -> Any:
     value: Any = []
-    for _ in range(int(rng.integers(1, 900))):
+    for _ in range(int(rng.integers(1, 100))):
         value = [value] if rng.random() < 0.5 else {"a": value}
     return value
 
@@ -469,15 +482,18 @@ def safetensors(rng: Rng, data: bytes, evil: Evil) -> bytes:
             header["__metadata__"] = {"shapes": json.dumps(change(rng, shapes or {names[0]: [1]}))}
         case 5:
             header["__metadata__"] = {"shapes": pick(rng, (
-                "", "[]", "null", "{", '{"a": NaN}', '{"a": [Infinity]}', '{"a": [-1, -1]}', '{"a": [1e999]}', "[" * 5000,
+                "", "[]", "null", "{", '{"a": NaN}', '{"a": [Infinity]}', '{"a": [1e999]}',
+                '{"a": [-1, -1]}', "[" * 5000,
                 json.dumps({names[0]: [2**70, 0]}), json.dumps({names[0].partition("@")[0]: [-1, -1]}),
             ))}  # fmt: skip
         case 6:
             name = pick(rng, names)
             stem, _, start = name.partition("@")
             number = int(start or 0) + int(rng.integers(-3, 4))
-            new = pick(rng, (f"{stem}@{number}", f"{stem}@", f"{stem}@-1", f"{stem}@{10**30}", f"{stem}@x", f"@{number}",
-                             f"{stem}@0@0", f"{stem}@ {number}", f"{stem}@{number:_}", stem, "../../evil", ""))  # fmt: skip
+            new = pick(rng, (f"{stem}@{number}", f"{stem}@", f"{stem}@-1", f"{stem}@{10**30}", f"{stem}@x",
+                             f"@{number}",
+                             f"{stem}@0@0", f"{stem}@ {number}", f"{stem}@{number:_}", stem, "../../evil",
+                             ""))  # fmt: skip
             header[new] = header.pop(name)
         case 7:
             header[pick(rng, names)]["dtype"] = pick(rng, ("F32", "I32", "U32", "F64", "BF16", "BOOL", "F8_E4M3", "X"))

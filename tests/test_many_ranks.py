@@ -157,7 +157,7 @@ def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
     from data2vec.core.data import pipeline
     from data2vec.core.errors import DataError
 
-    whole = pipeline._training_batches
+    whole = pipeline.training_batches
 
     def batches(*arguments: Any) -> Any:
         for number, batch in enumerate(whole(*arguments)):
@@ -165,7 +165,7 @@ def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
                 raise DataError("train-0.tar: the disk is gone")
             yield batch
 
-    pipeline._training_batches = batches
+    pipeline.training_batches = batches
     return command("text", shards, folder)
 
 

@@ -1,6 +1,7 @@
 """Measure training steps, maskers and the loader on this machine.
 
     tools/benchmark.py step vision_base --batch 4
+    tools/benchmark.py engine vision_base --sample --ranks 2
     tools/benchmark.py masks
     tools/benchmark.py loader 'shards/train-*.tar' --workers 0 2 4
 
@@ -17,6 +18,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.engines import ENGINES, engine
 from benchmarks.loader import loader
 from benchmarks.masks import masks
 from benchmarks.result import Result, machine
@@ -61,6 +63,17 @@ def _add_step(command: argparse.ArgumentParser) -> None:
     command.add_argument("--steps", type=_positive, default=12, metavar="N", help="measured steps (default 12)")
 
 
+def _add_engine(command: argparse.ArgumentParser) -> None:
+    _add_step(command)
+    command.set_defaults(steps=8)
+    command.add_argument("--ranks", type=_positive, default=1, metavar="N", help="processes (default 1)")
+    command.add_argument("--rounds", type=_positive, default=3, metavar="N", help="repetitions (default 3)")
+    command.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=[e for e in ENGINES if "offload" not in e], metavar="ENGINE",
+        help=f"of {', '.join(ENGINES)} (default: all without offload)",
+    )  # fmt: skip
+
+
 def _add_masks(command: argparse.ArgumentParser) -> None:
     command.add_argument("--batch", type=_positive, default=128, metavar="N", help="samples (default 128)")
     command.add_argument("--grid", type=_positive, default=14, metavar="N", help="patches along a side (default 14)")
@@ -86,6 +99,7 @@ def _add_loader(command: argparse.ArgumentParser) -> None:
 
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], Result], Callable[[argparse.ArgumentParser], None]]] = {
     "step": (step, _add_step),
+    "engine": (engine, _add_engine),
     "masks": (masks, _add_masks),
     "loader": (loader, _add_loader),
 }
@@ -107,9 +121,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """Parsed, with settings wherever they stand among the options; the first word is the experiment."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if (arguments.run is not step and rest) or any(word.startswith("-") for word in rest):
+    takes_settings = arguments.run in (step, engine)
+    if (not takes_settings and rest) or any(word.startswith("-") for word in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if arguments.run is step:
+    if takes_settings:
         words = [*arguments.words, *rest]
         arguments.experiment = words.pop(0) if words and "=" not in words[0] else "vision_base"
         arguments.overrides = words

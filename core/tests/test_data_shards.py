@@ -146,15 +146,15 @@ def test_verify_names_every_kind_of_damage(tmp_path: Path) -> None:
 
 
 def valid_table() -> dict:
-    shard = {"name": "a.tar", "samples": 1, "bytes": 10, "sha256": "0" * 64}
-    return {"format": 1, "modality": "toy", "classes": [], "totals": {"samples": 1, "bytes": 10}, "shards": [shard]}
+    shard = {"name": "a.tar", "samples": 1, "bytes": 1024, "sha256": "0" * 64}
+    return {"format": 1, "modality": "toy", "classes": [], "totals": {"samples": 1, "bytes": 1024}, "shards": [shard]}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [({"format": 2}, "format=2 is unknown"), ({"format": True}, "format='True' is no int"), ({"modality": 3}, "no str"),
      ({"shards": {}}, "shards='{}' is no list"), ({"classes": [1]}, r"classes\[0\]"), ({"totals": None}, "no dict"),
-     ({"totals": {"samples": 9, "bytes": 10}}, "totals.samples=9"), ({"shards": [3]}, r"shards\[0\]='3' is no dict")],
+     ({"totals": {"samples": 9, "bytes": 1024}}, "totals.samples=9"), ({"shards": [3]}, r"shards\[0\]='3' is no dict")],
 )  # fmt: skip
 def test_bad_index_is_refused(change: dict, message: str) -> None:
     with pytest.raises(DataError, match=f"here: .*{message}"):

@@ -10,9 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from braceexpand import braceexpand  # WebDataset's
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data2vec.core.data.braces import expand
 from data2vec.core.data.fetch import ShardCache
 from data2vec.core.data.index import INDEX_NAME
 from data2vec.core.data.shards import ShardWriter
@@ -70,7 +72,8 @@ def test_naming_nothing_is_an_error(spec: str) -> None:
         resolve(spec)
 
 
-@pytest.mark.parametrize("spec", ["pipe:touch {}", "pipe: touch {}", "x.tar::pipe:touch {}", "s3://b/a.tar", "file:///a",
+@pytest.mark.parametrize("spec", ["pipe:touch {}", "pipe: touch {}", "x.tar::pipe:touch {}", "s3://b/a.tar",
+"file:///a",
                                   "ftp://h/a.tar", "gs://b/a", "htdb:x"])  # fmt: skip
 def test_other_schemes_execute_nothing(tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -243,3 +246,29 @@ def test_sets_that_do_not_fit_are_refused(folder: Path, cache: ShardCache, tmp_p
     (folder / INDEX_NAME).unlink()
     with pytest.raises(DataError, match=r"train-000001\.tar: is no tar file, truncated"):
         open_shards(str(folder), "toy", cache)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.sampled_from(["{", "}", ",", "..", "a", "b", "0", "07", "-3", "\\", "{1..3}", "{a..e}", "{08..10}",
+                                 "{Z..b}", "{3..-1..2}", "{a,b}", "{,}"]), max_size=8).map("".join))  # fmt: skip
+def test_braces_stand_for_what_webdataset_takes_them_for(text: str) -> None:
+    try:
+        expected = list(braceexpand(text))
+    except ValueError:
+        expected = []
+    try:
+        found = expand(text)
+    except ValueError:
+        found = []
+    assert found == expected or not found  # one that is closed before it is opened is refused
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{0..99999999}", "{1..9}" * 12, "{a,b}" * 40, "{{0..9999}{0..9999},x}", "{0..999999999999999999..2}",
+    "{" * 50 + "}" * 50,
+     "{" + "0" * 17 + "1..900000}" + "x" * 1000],
+)  # fmt: skip
+def test_braces_that_stand_for_too_much(text: str) -> None:
+    with pytest.raises(ValueError, match=r"too many names|levels deep"):
+        expand(text)

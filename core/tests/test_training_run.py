@@ -720,6 +720,10 @@ def test_what_cannot_be_loaded_says_why(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("name: toy\n")
     with pytest.raises(CheckpointError, match="has saved no checkpoint yet"):
         load_run(tmp_path)
-    trained(settings(tmp_path, shards, updates=3))
+    experiment = settings(tmp_path, shards, updates=3)
+    trained(experiment)
+    with pytest.raises(ConfigError, match="modalities: none"):
+        load_run(tmp_path)
+    (tmp_path / "config.yaml").write_text(to_yaml(experiment.replace(transformer={"mlp_ratio": 1.0})))
     with pytest.raises(CheckpointError, match="do not fit this model"):
         load_run(tmp_path)

@@ -73,7 +73,7 @@ class Variant:
 
 def step(arguments: argparse.Namespace) -> Result:
     """Time the training step of a recipe, eager and, where asked for and possible, compiled."""
-    chosen = _sized(
+    chosen = sized(
         chosen_experiment(arguments.experiment, sample=arguments.sample, overrides=arguments.overrides), arguments
     )
     name, modality = next(iter(chosen.modalities.items()))
@@ -149,7 +149,7 @@ def _variant(chosen: Experiment, switch: Switch, batch: Batch, device: torch.dev
     return variant, flops
 
 
-def _sized(chosen: Experiment, arguments: argparse.Namespace) -> Experiment:
+def sized(chosen: Experiment, arguments: argparse.Namespace) -> Experiment:
     """The experiment with the device, precision and batch that are measured."""
     batch = arguments.batch or micro_batch(chosen)
     device = choose_device(arguments.device)

@@ -251,7 +251,7 @@ class EngineConfig:
 
     kind: EngineKind = EngineKind.AUTO
     # 0: every rank holds everything. 1: optimiser states are sharded. 2: also gradients. 3: also parameters, teacher.
-    zero_stage: int = 2
+    zero_stage: int = 1  # one exchange an update; 2 and 3 exchange gradients in every forward pass
     offload_optimizer: bool = False  # optimiser states and step in host memory (stages 1 to 3)
     offload_parameters: bool = False  # parameters and teacher in host memory until they are used (stage 3)
     bucket_size: int = 50_000_000  # elements reduced together, and gathered ahead at stage 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from data2vec.core.config import Experiment
 from data2vec.core.data.assets import located
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.data2vec import Data2Vec, Features
-from data2vec.core.overrides import from_yaml
+from data2vec.core.overrides import from_yaml, validate
 from data2vec.core.training import checkpoint
 from data2vec.core.training.engine import choose_device
+from data2vec.core.training.pieces import SavedTensors
 
 CONFIGURATION = "config.yaml"
 
@@ -62,6 +64,7 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
 
     Raises:
         CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
+        ConfigError: the configuration is not valid.
     """
     path = Path(run)
     is_checkpoint = (path / "state.json").is_file()
@@ -72,14 +75,34 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
     if saved is None:
         raise CheckpointError(f"{folder}: this run has saved no checkpoint yet; train it first")
     experiment = from_yaml(folder / CONFIGURATION)
+    validate(experiment)
     experiment = experiment.replace(
         modalities={name: located(modality, folder) for name, modality in experiment.modalities.items()}
     )
     loaded = checkpoint.load(saved)
-    with torch.random.fork_rng():
-        model = Data2Vec.build(experiment)
     if "model" not in loaded.tensors:
         raise CheckpointError(f"{saved}: holds no model; choose another checkpoint")
+    model = _build(experiment, loaded.tensors["model"], folder / CONFIGURATION)
     model.load_own_state(loaded.tensors["model"])
     target = choose_device(device)
-    return LoadedRun(folder, experiment, model.to(target).eval(), int(loaded.state["update"]), target)
+    return LoadedRun(folder, experiment, model.to(target).eval(), loaded.state["update"], target)
+
+
+def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Data2Vec:
+    """A model for some saved weights; settings that are none of theirs may ask for more than the memory there is.
+
+    Raises:
+        CheckpointError: it would be larger than the weights, or cannot be built here.
+    """
+    depth, width = experiment.transformer.depth, experiment.transformer.width
+    if 4 * depth * width**2 > sum(math.prod(weights.shape(name)) for name in weights):  # attention alone
+        raise CheckpointError(
+            f"{source}: transformer.depth={depth} and transformer.width={width} are more than the saved weights have; "
+            "give the run the configuration that it was trained with"
+        )
+    try:
+        with torch.random.fork_rng():
+            return Data2Vec.build(experiment)
+    except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{source}: no model can be built of these settings here ({reason})") from None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import multiprocessing
 import os
 import sys
 import tempfile
@@ -74,9 +73,8 @@ def run_distributed(function: Callable[..., Any], world: int, *args: Any, timeou
     assert source is not None
     with tempfile.TemporaryDirectory() as folder:
         call = (function.__module__, source, function.__qualname__)
-        # Ranks fork from one server that has imported everything and run nothing: as clean as new processes, and the
-        # imports are paid once.
-        multiprocessing.set_forkserver_preload([__name__])
+        # Ranks fork from one server that has run nothing: as clean as new processes. What it imports first
+        # (multiprocessing.set_forkserver_preload) is paid once.
         context = start_processes(
             _run_rank,
             (world, folder, call, args, dict(os.environ), timeout),
@@ -132,6 +130,11 @@ def _run_rank(
         raise
     finally:
         dist.destroy_process_group()
+
+
+def call(module: str, source: str, function: str, *args: Any) -> None:
+    """Call a function of a module by its place: what a process can start with where the module is on no import path."""
+    getattr(load_module(module, Path(source)), function)(*args)
 
 
 def load_module(name: str, source: Path) -> ModuleType:

@@ -21,6 +21,8 @@ from data2vec.core.errors import DataError
 
 FORMAT = 1
 INDEX_NAME = "index.json"
+_LEAST = 512  # bytes of a sample: the header of one member
+_MOST = 1 << 40  # bytes of a shard, and length of a sample
 T = TypeVar("T")
 
 
@@ -186,8 +188,14 @@ def _shard(entry: object, source: str, name: str) -> ShardInfo:
         raise DataError(f"{source}: {name}.name={shard.name[:80]!r} is not the plain name of a .tar file")
     if shard.samples < 1 or shard.bytes < 1:
         raise DataError(f"{source}: {name} ({shard.name}) has {shard.samples} samples and {shard.bytes} bytes")
+    if (
+        shard.samples > shard.bytes // _LEAST or shard.bytes > _MOST
+    ):  # else numbers would grow beyond what fits in memory
+        raise DataError(f"{source}: {name} ({shard.name}) cannot hold {shard.samples} samples in {shard.bytes} bytes")
     if shard.lengths and (len(shard.lengths) != shard.samples or min(shard.lengths) < 0):
         raise DataError(f"{source}: {name} ({shard.name}) has {len(shard.lengths)} lengths for {shard.samples} samples")
+    if max(shard.lengths, default=0) > _MOST:
+        raise DataError(f"{source}: {name} ({shard.name}) has a sample of length {max(shard.lengths)}")
     if not re.fullmatch(r"[0-9a-f]{64}", shard.sha256):
         raise DataError(f"{source}: {name}.sha256={shard.sha256[:80]!r} is no SHA-256 (64 hexadecimal digits)")
     return shard

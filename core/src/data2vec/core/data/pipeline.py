@@ -11,30 +11,26 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader
 
 from data2vec.core.batch import Batch
 from data2vec.core.config import DataConfig
 from data2vec.core.data.fetch import ShardCache
 from data2vec.core.data.lengths import LengthBatches
+from data2vec.core.data.loader import evaluation_batches, training_batches
 from data2vec.core.data.order import EpochOrder, Integers, permutation
-from data2vec.core.data.reading import ShardDataset, Unreadable
+from data2vec.core.data.reading import ShardDataset
 from data2vec.core.data.shardset import Progress, ShardSet, open_shards
 from data2vec.core.errors import DataError
 from data2vec.core.modality import Modality
 
 _log = logging.getLogger(__name__)
-_PREFETCH = 4  # batches each worker keeps ready
 _HELD_OUT_SHARDS = 8  # fewer shards than this could hold too few classes to stand for the whole
 _HELD_OUT, _SUBSET = 11, 12  # streams of random numbers; fixed, so that runs with other seeds evaluate the same samples
 
@@ -162,7 +158,7 @@ class TrainData(ShardData):
             np.arange(first, first + micro_batch, dtype=np.int64)
             for first in count(start_position + rank * micro_batch, world * micro_batch)
         )
-        return _training_batches(dataset, positions, self.config.workers, pin_memory)
+        return training_batches(dataset, positions, self.config.workers, pin_memory)
 
     def length_batches(
         self,
@@ -194,7 +190,7 @@ class TrainData(ShardData):
             order = order.share(rank % parts, parts)
         batches = count(start_batch + rank // parts, world // parts)
         numbers = (np.array([number], dtype=np.int64) for number in batches)
-        return _training_batches(self._dataset(order, train=True), numbers, self.config.workers, pin_memory)
+        return training_batches(self._dataset(order, train=True), numbers, self.config.workers, pin_memory)
 
     def hold_out(self, share: float) -> tuple[Self, EvaluationData]:
         """Split off samples for evaluation; the split depends on the shards alone, not on the seed.
@@ -255,7 +251,7 @@ class EvaluationData(ShardData):
         positions = spread(total, wanted)
         parts = (positions[first : first + batch] for first in range(0, wanted, batch))
         workers = min(self.config.workers, -(-wanted // batch))
-        return _evaluation_batches(self._dataset(train=False), parts, workers, pin_memory)
+        return evaluation_batches(self._dataset(train=False), parts, workers, pin_memory)
 
 
 class BrokenCounter:
@@ -324,88 +320,3 @@ def _share(samples: int, share: float, name: int) -> int:
 def _number(name: str) -> int:
     digest = hashlib.blake2b(name.encode("utf-8", "backslashreplace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
-
-
-def _training_batches(
-    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    for result in _load(dataset, positions, workers, pin_memory):
-        if isinstance(result, Unreadable):
-            raise DataError(result.message)
-        yield result
-
-
-def _evaluation_batches(
-    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
-) -> Iterator[Batch]:
-    last: Batch | None = None  # kept back: broken samples of batches that had no others are named in a neighbour
-    waiting: tuple[str, ...] = ()
-    unreadable: Unreadable | None = None
-    for result in _load(dataset, positions, workers, pin_memory):
-        if isinstance(result, Batch):
-            if last is not None:
-                yield last
-            last, waiting = replace(result, broken=(*waiting, *result.broken)), ()
-        elif not result.broken:
-            raise DataError(result.message)
-        elif last is not None:
-            last = replace(last, broken=(*last.broken, *result.broken))
-        else:
-            waiting, unreadable = (*waiting, *result.broken), result
-    if last is not None:
-        yield last
-    elif unreadable is not None:
-        raise DataError(unreadable.message)
-
-
-def _load(
-    dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
-) -> Iterator[Batch | Unreadable]:
-    """Batches in the order of ``positions``, made by workers."""
-    loader: DataLoader[Any] = DataLoader(
-        dataset,
-        batch_size=None,  # the sampler yields whole batches of positions
-        sampler=positions,
-        num_workers=workers,
-        collate_fn=_unchanged,  # type: ignore[arg-type]  # without a batch size it gets what the dataset returns
-        pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
-        prefetch_factor=_PREFETCH if workers else None,
-        generator=torch.Generator(),  # else starting the workers would draw from the process's own
-    )
-    batches = iter(loader)
-    while True:
-        try:
-            result = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(
-                f"a loader worker died ({str(error).splitlines()[0]}): most often memory ran out; lower data.workers"
-            ) from None
-        yield result
-
-
-def _unchanged(batch: Batch | Unreadable) -> Batch | Unreadable:
-    return batch
-
-
-def _start_worker(number: int) -> None:
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
-    signal.signal(signal.SIGTERM, _ignore_once())
-
-
-def _ignore_once() -> Callable[[int, FrameType | None], None]:
-    """Schedulers send SIGTERM to all processes; workers are needed until the main one has saved and ends them."""
-    received: list[int] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-
-    return handle

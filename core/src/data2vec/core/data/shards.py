@@ -311,7 +311,7 @@ def verify(folder: Path, progress: Progress = _no_progress) -> list[str]:
 
 def _verify_shard(folder: Path, shard: ShardInfo) -> list[str]:
     path = folder / shard.name
-    if not path.is_file():
+    if not os.path.isfile(path):  # also where the index gives a longer name than a file can have
         return [f"{path}: is missing"]
     try:
         found = describe(path)

@@ -133,7 +133,10 @@ def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardInde
 
 
 def _check_size(location: str, info: ShardInfo) -> None:
-    size = os.stat(location).st_size
+    try:
+        size = os.stat(location).st_size
+    except OSError as error:  # a link to nothing
+        raise DataError(f"{location}: cannot be read ({error.strerror}); remove it, or fetch it anew") from None
     if size != info.bytes:
         how = "is truncated" if size < info.bytes else "was replaced"
         raise DataError(

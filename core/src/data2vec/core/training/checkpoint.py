@@ -18,7 +18,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ FORMAT = 2
 _NAME = re.compile(r"update-(\d{9,})(-\d+)?")  # the second number where a run went back and reached an update again
 _STATE = "state.json"
 _PART = "part-{:05d}.json"
+_BEYOND = 1 << 62  # more than any run counts
 
 
 @dataclass(frozen=True)
@@ -227,11 +228,22 @@ def load(folder: Path) -> Loaded:
         CheckpointError: a file is missing, truncated, or of another format.
     """
     try:
+        if not (folder / _STATE).is_file():  # a pipe without a writer would never open
+            raise OSError(f"it has no file {_STATE}")
         state = json.loads((folder / _STATE).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint ({error}); name another or start over") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT or not isinstance(state.get("files"), dict):
         raise CheckpointError(f"{folder / _STATE}: not a checkpoint of format {FORMAT}; it may be of another version")
+    try:
+        whole_number(state.get("update"), "update")
+        world = whole_number(state.get("world"), "world")
+        if not isinstance(local := state.get("local"), list) or len(local) != world:
+            raise ValueError(f"local is not the states of {world} ranks")
+        if not isinstance(state.get("configuration", {}), dict):
+            raise ValueError("configuration holds no settings")
+    except ValueError as error:
+        raise CheckpointError(f"{folder / _STATE}: {error}; choose an earlier checkpoint") from None
     files: dict[str, list[Path]] = {}
     for name, size in state["files"].items():
         path = folder / str(name)
@@ -242,6 +254,34 @@ def load(folder: Path) -> Loaded:
             raise CheckpointError(f"{path}: has {path.stat().st_size} bytes, should have {size}; choose an earlier one")
         files.setdefault(match[1], []).append(path)
     return Loaded({kind: SavedTensors(paths) for kind, paths in files.items()}, state)
+
+
+def whole_number(value: object, name: str) -> int:
+    """A number of updates, samples or ranks in a state.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < _BEYOND:
+        raise ValueError(f"{name}={str(value)[:80]} is no whole number from 0 up")
+    return value
+
+
+@overload
+def number(value: object, name: str) -> float: ...
+@overload
+def number(value: object, name: str, *, optional: Literal[True]) -> float | None: ...
+def number(value: object, name: str, *, optional: bool = False) -> float | None:
+    """A finite number in a state, or None where that is ``optional``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if value is None and optional:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < _BEYOND:
+        raise ValueError(f"{name}={str(value)[:80]} is no number")
+    return float(value)
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -267,8 +307,12 @@ def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]
         version, internal, gauss = state["python"]
         random.setstate((version, tuple(internal), gauss))
         kind, position, has_gauss, cached = state["numpy"]
+        if gauss is not None:
+            number(gauss, "python")
+        if whole_number(position, "numpy") > 624:  # numpy would read beyond the end of its numbers
+            raise ValueError(f"numpy={position} is no place among 624 numbers")
         np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
-    except (KeyError, ValueError, TypeError, RuntimeError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the checkpoint's random states cannot be restored ({error})") from None
 
 

@@ -21,6 +21,7 @@ from data2vec.core.training.pieces import Piece
 from data2vec.core.training.ranks import Ranks, place
 
 _log = logging.getLogger(__name__)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 Shares = Mapping[str, Tensor | Piece]
 """What one rank saves of some tensors: whole ones, and pieces of those that it shares with other ranks."""
 
@@ -139,12 +140,19 @@ def check_moments(state: Mapping[str, Tensor], parameters: Mapping[str, torch.Si
     """(key, parameter, moment) of an optimiser's saved state.
 
     Raises:
-        CheckpointError: a parameter that is not trained here, or a moment of another shape.
+        CheckpointError: a parameter that is not trained here, a moment of another shape, or some moments without the
+            others.
     """
     for key in state:
         name, _, moment = key.rpartition("/")
-        if name not in parameters or (moment != "step" and state[key].shape != parameters[name]):
+        value = state[key]
+        shape = torch.Size() if moment == "step" else parameters.get(name)
+        if name not in parameters or value.shape != shape or not value.is_floating_point():
             raise CheckpointError(f"the optimiser state {key} fits no parameter of this model")
+        if any(f"{name}/{other}" not in state for other in MOMENTS) or moment not in MOMENTS:
+            raise CheckpointError(
+                f"the optimiser state of {name} is not {', '.join(MOMENTS)}; choose another checkpoint"
+            )
         yield key, name, moment
 
 
@@ -169,7 +177,7 @@ def load_adamw_state(optimiser: torch.optim.Optimizer, model: nn.Module, state: 
     for key, name, moment in check_moments(state, {name: p.shape for name, p in parameters.items()}):
         parameter = parameters[name]
         # A copy: what was loaded may be a read-only view of the file.
-        loaded.setdefault(parameter, {})[moment] = state[key].to(parameter.device, copy=True)
+        loaded.setdefault(parameter, {})[moment] = state[key].to(parameter.device, torch.float32, copy=True)
     optimiser.state.clear()
     optimiser.state.update(loaded)
 

@@ -93,7 +93,7 @@ class HealthCheck:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._low_since = {str(key): int(value) for key, value in state["low_since"].items()}
-        self._was_healthy = set(state["was_healthy"])
+        self._was_healthy = {str(key) for key in state["was_healthy"]}
 
 
 class Monitor:

@@ -58,7 +58,15 @@ class SavedTensors(Mapping[str, Tensor]):
         for path in paths:
             try:
                 self._read_header(path)
-            except (OSError, SafetensorError, ValueError, TypeError, AttributeError, RecursionError) as error:
+            except (
+                OSError,
+                SafetensorError,
+                ValueError,
+                TypeError,
+                AttributeError,
+                OverflowError,
+                RecursionError,
+            ) as error:
                 raise CheckpointError(f"{path}: cannot be read ({error}); choose an earlier checkpoint") from None
         for name, pieces in self._pieces.items():
             place = 0
@@ -76,11 +84,15 @@ class SavedTensors(Mapping[str, Tensor]):
         self._paths.append(path)
         for name, shape in json.loads((file.metadata() or {}).get(_SHAPES, "{}")).items():
             self._shapes[str(name)] = tuple(int(size) for size in shape)
+            if min(self._shapes[name], default=0) < 0:
+                raise ValueError(f"{name} has the shape {shape}")
         for key in file.keys():  # noqa: SIM118  # no mapping, only its method
             shape = tuple(file.get_slice(key).get_shape())
             name, mark, start = key.rpartition(_PIECE)
             if mark:
                 self._pieces.setdefault(name, []).append((int(start), math.prod(shape), number))
+            elif key in self._whole:
+                raise ValueError(f"it holds {key}, and so does {self._paths[self._whole[key]].name}")
             else:
                 self._whole[key] = number
                 self._shapes[key] = shape

@@ -360,21 +360,22 @@ class Trainer:
                         f"{data.shards.spec!r} (their names, order or counts differ): give the same data.train, "
                         "or another train.folder"
                     )
-            self.engine.load_state(saved.tensors["model"], saved.tensors["optimiser"])
             self.health.load_state(state["health"])
-            positions = {str(name): int(value) for name, value in state["progress"]["positions"].items()}
-            best = state["progress"]["best"]
             self.progress = Progress(
-                int(state["update"]),
-                positions,
-                float(state["progress"]["seconds"]),
-                None if best is None else float(best),
+                state["update"],
+                {name: checkpoint.whole_number(state["progress"]["positions"][name], name) for name in self.data},
+                checkpoint.number(state["progress"]["seconds"], "seconds"),
+                checkpoint.number(state["progress"]["best"], "best", optional=True),
             )
-            if int(state["world"]) == self.ranks.world:
+            if state["world"] == self.ranks.world:
                 own = {name.removeprefix(f"{rank}/"): value for name, value in saved.tensors["random"].items()
                        if name.startswith(f"{rank}/")}  # fmt: skip
                 checkpoint.restore_random_state(own, state["local"][rank]["random"], self.engine.device)
             else:  # there is no state for each of these ranks; dropout and noise differ, masks and order do not
                 torch.manual_seed(derive(self.experiment.train.seed, self.progress.update, rank))
+            self.engine.load_state(
+                saved.tensors["model"], saved.tensors["optimiser"]
+            )  # last: what fails changes nothing
         except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-            raise CheckpointError(f"the checkpoint lacks or garbles {error}; choose an earlier one") from None
+            lacking = f"the checkpoint of update {state['update']} lacks or garbles part of its state"
+            raise CheckpointError(f"{lacking}: {error}; choose an earlier one") from None
