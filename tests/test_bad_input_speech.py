@@ -23,7 +23,8 @@ from data2vec.core.training.monitor import read_metrics
 ROOT = Path(__file__).resolve().parents[1]
 RATE = 16_000
 TINY = (
-    "--sample", "speech.channels=[16,16,16,16,16,16,16]", "speech.positions.depth=1", "speech.positions.groups=2",
+    "--sample", "speech.channels=[16,16,16,16,16,16,16]", "speech.kernels=[10,3,3,3,3,2,2]",
+    "speech.strides=[5,2,2,2,2,2,2]", "speech.mel=false", "speech.positions.depth=1", "speech.positions.groups=2",
     "speech.audio.min_length=1600", "speech.audio.max_length=8000", "transformer.depth=1", "transformer.width=16",
     "transformer.heads=2", "targets.top_k=1", "optim.warmup=1", "train.updates=4", "train.batch=8",
     "train.micro_length=null", "train.batch_length=null", "train.device=cpu", "data.workers=0",

@@ -98,7 +98,7 @@ def test_the_batch_of_a_step(tool: ModuleType, command: list[str], batch: int) -
     arguments = tool._arguments(["step", *command, "--device", "cpu"])
     step = sys.modules["benchmarks.step"]
     chosen = step.chosen_experiment(arguments.experiment, sample=arguments.sample, overrides=arguments.overrides)
-    assert step._sized(chosen, arguments).train.batch == batch
+    assert step.sized(chosen, arguments).train.batch == batch
 
 
 def test_settings_may_stand_among_the_options(tool: ModuleType) -> None:

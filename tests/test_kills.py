@@ -120,15 +120,16 @@ class Attempts:
             if process.exitcode is None:
                 os.kill(process.pid or 0, signal.SIGKILL)
                 hit = True
-        until = time.monotonic() + ENDS_WITHIN
+        trained = "update 1/" in self.log()
+        until = time.monotonic() + (ENDS_WITHIN if trained else 0.5)
         for process in processes:
             process.join(max(0.0, until - time.monotonic()))
-        # A launcher kills the others, too; but a rank that trains notices by itself.
+        # A launcher kills the others, too; but a rank that trains notices by itself, one that is waited for does not.
         left = [process for process in processes if process.exitcode is None]
         for process in left:
             process.kill()
             process.join()
-        if hit and which is not None and "update 1/" in self.log():
+        if hit and which is not None and trained:
             assert not left, self.log()
             assert all(process.exitcode != 0 for process in processes) or "total time" in self.log(), self.log()
         return hit

@@ -101,11 +101,11 @@ def test_ranks_and_engines_may_change(shards: Path, tmp_path: Path) -> None:
         assert (got[key] - value).abs().max() < 1e-6, key
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("stage", [1, 3])
 def test_a_run_of_two_ranks_continues_bit_for_bit(shards: Path, tmp_path: Path, stage: int) -> None:
     """With dropout, so that the random states of each rank count."""
-    name, changes = ("vision", "speech", "text_v2", "speech_v2")[stage], {"transformer": {"dropout": 0.1}}
-    for folder, stops in (("whole", (UPDATES,)), ("parts", (4, 5, UPDATES))):
+    name, changes = "speech" if stage == 1 else "text_v2", {"transformer": {"dropout": 0.1}}
+    for folder, stops in (("whole", (UPDATES,)), ("parts", (5, UPDATES))):
         for stop in stops:
             place = str(tmp_path / folder)
             run_distributed(train_until, 2, name, str(shards), place, stop, ZERO[stage], changes)

@@ -222,6 +222,50 @@ def _lengths(experiment: Experiment) -> list[str]:
     return []
 
 
+_OURS = "the training loop decides it; "
+# What engine.deepspeed may not change, by dotted key, and why.
+_NOT_DEEPSPEEDS = {
+    "train_batch_size": _OURS + "set train.batch",
+    "train_micro_batch_size_per_gpu": _OURS + "set train.micro_batch",
+    "gradient_accumulation_steps": _OURS + "set train.micro_batch",
+    "managed_gradient_accumulation": _OURS + "set train.micro_batch",
+    "gradient_clipping": "set optim.clip",
+    "optimizer": "set optim.*",
+    "scheduler": "set optim.schedule",
+    "fp16": "the teacher averages fp32 parameters; train.precision=bf16 computes in bf16 all the same",
+    "bf16": "the teacher averages fp32 parameters; train.precision=bf16 computes in bf16 all the same",
+    "amp": "set train.precision",
+    "torch_autocast": "it rounds the gradients that ranks exchange; set train.precision=bf16",
+    "zero_optimization.stage": "set engine.zero_stage",
+    "zero_optimization.zero_hpz_partition_size": "the forward pass would read copies without the average",
+    "zero_optimization.zero_quantized_weights": "rounded weights would hide the average from the forward pass",
+    "zero_optimization.zero_quantized_nontrainable_weights": "it rounds the teacher, which moves by less",
+    "zero_optimization.mics_shard_size": "its groups hold copies of the teacher that its average does not reach",
+    "zero_optimization.offload_param": "set engine.offload_parameters",
+    "zero_optimization.offload_optimizer": "set engine.offload_optimizer",
+    "zero_optimization.memory_efficient_linear": "it replaces torch's linear function for the whole process",
+    "compile": "set train.compile",
+}
+
+
+def _engine(experiment: Experiment) -> list[str]:
+    engine = experiment.engine
+    found = [
+        f"engine.deepspeed: {key} cannot be set there; {reason}"
+        for key, reason in _NOT_DEEPSPEEDS.items()
+        if any(given == key or given.startswith(f"{key}.") for given in flatten(plain(engine.deepspeed)))
+    ]
+    if engine.offload_parameters and engine.zero_stage != 3:
+        found.append(
+            f"engine.offload_parameters=true: engine.zero_stage={engine.zero_stage} keeps them whole; choose 3"
+        )
+    if engine.offload_optimizer and engine.zero_stage == 0:
+        found.append("engine.offload_optimizer=true: needs engine.zero_stage=1, 2 or 3")
+    if experiment.train.keep_best is not None and experiment.evaluation.every is None:
+        found.append(f"train.keep_best={experiment.train.keep_best}: needs evaluation.every, which measures it")
+    return found
+
+
 _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Experiment], list[str]]], ...] = (
     (("transformer.width", "transformer.heads"), _width),
     (("targets.top_k", "transformer.depth"), _top_k),
@@ -229,6 +273,7 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Experiment], list[str]]], ...]
     (("optim.warmup", "optim.hold", "train.updates"), _schedule),
     (("train.batch", "train.micro_batch"), _micro_batch),
     (("train.batch_length", "train.micro_length"), _lengths),
+    (("engine.zero_stage",), _engine),
 )
 
 

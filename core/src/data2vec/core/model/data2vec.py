@@ -85,6 +85,9 @@ class MaskTokens(nn.Module):
     def __contains__(self, name: str) -> bool:
         return name in self._parameters
 
+    def __len__(self) -> int:
+        return len(self._parameters)
+
     def __getitem__(self, name: str) -> Tensor:
         return self.get_parameter(name)
 

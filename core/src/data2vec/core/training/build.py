@@ -11,6 +11,7 @@ from torch import Tensor
 
 from data2vec.core.config import EngineKind, Experiment
 from data2vec.core.data.pipeline import TrainData
+from data2vec.core.errors import DataError
 from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.random import derive
 from data2vec.core.training.engine import Engine, TorchEngine, choose_device, uses_bf16
@@ -55,11 +56,17 @@ def build_engine(model: Data2Vec, experiment: Experiment, ranks: Ranks) -> Engin
 
 
 def measure(experiment: Experiment, model: Data2Vec, train: Mapping[str, TrainData]) -> dict[str, float]:
-    """Arithmetic of a sample's step and the device's rate, for TFLOP/s and MFU."""
+    """Arithmetic of a sample's step and the device's rate, for TFLOP/s and MFU; nothing where no sample is to be had.
+
+    What is wrong with the data is for training to say, which sees all of it.
+    """
     name, data = next(iter(train.items()))
     modality = experiment.modalities[name]
     two = replace(data, config=replace(data.config, workers=0)).for_evaluation().evaluation_batches(2, 2)
-    batch = next(two)
+    try:
+        batch = next(two)
+    except (DataError, StopIteration):
+        return {}
     device = choose_device(experiment.train.device)
     # What is to be sharded may not fit whole.
     whole = torch.device("cpu") if experiment.engine.zero_stage == 3 and place().launched else device
