@@ -177,3 +177,44 @@ def test_data_that_fails_on_one_rank_ends_all(shards: Path, tmp_path: Path) -> N
     place = checkpoint.latest(tmp_path / "checkpoints")
     assert place is not None
     assert place.name == "update-000000002"
+
+
+def shards_of_a_teacher(stage: int) -> dict[str, Any]:
+    """Elements of the teacher's own parameters that this rank holds, all of them, and calls that exchange anything."""
+    from unittest import mock
+
+    import torch.distributed as dist
+
+    experiment = scenarios.scenario("vision_v2")
+    experiment = experiment.replace(engine={"kind": EngineKind.DEEPSPEED, "zero_stage": stage})
+    torch.manual_seed(0)
+    engine: Any = build_engine(Data2Vec.build(experiment), experiment, join("cpu"))
+    pairs = engine.model.teacher.averaged(engine.model.student)
+    here = sum((mine.ds_tensor if stage == 3 else mine).numel() for _, mine, _ in pairs)
+    names = (
+        "all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast", "reduce",
+        "reduce_scatter_tensor", "send", "recv", "barrier",
+    )  # fmt: skip
+    calls: list[str] = []
+    with mock.patch.multiple(dist, **{name: lambda *a, name=name, **k: calls.append(name) for name in names}):
+        engine.update_teacher(1)
+    before = [(mine.ds_tensor if stage == 3 else mine).clone() for _, mine, _ in pairs]
+    with torch.no_grad():
+        for _, _, theirs in pairs:
+            (theirs.ds_tensor if stage == 3 else theirs).add_(1.0)
+    engine.update_teacher(1)
+    moved = [
+        float(((mine.ds_tensor if stage == 3 else mine) - old).abs().max())
+        for (_, mine, _), old in zip(pairs, before, strict=True)
+    ]
+    whole = sum(getattr(mine, "ds_numel", mine.numel()) for _, mine, _ in pairs)
+    return {"here": here, "whole": whole, "calls": calls, "moved": min(moved), "parameters": len(pairs)}
+
+
+def test_the_teacher_is_sharded_and_its_update_moves_no_bytes() -> None:
+    for rank in run_distributed(shards_of_a_teacher, 2, 3):
+        assert rank["calls"] == []
+        assert rank["moved"] > 0.0
+        assert rank["whole"] / 2 <= rank["here"] <= rank["whole"] / 2 + rank["parameters"]
+    for rank in run_distributed(shards_of_a_teacher, 2, 2):
+        assert rank["here"] == rank["whole"]
