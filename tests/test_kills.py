@@ -154,7 +154,7 @@ def test_killed_at_random_instants(case: Case, tmp_path: Path) -> None:
     while kills < case.kills:
         runs += 1
         folder = tmp_path / f"killed-{runs}"
-        for _ in range(chance.randint(1, 5)):
+        for _ in range(chance.randint(3, 7)):
             which = chance.choice([None, chance.randrange(case.world)])
             kills += attempts.kill(folder, chance.uniform(0.0, 1.1 * longest), which)
         attempts.finish(folder)

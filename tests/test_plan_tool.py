@@ -246,7 +246,8 @@ def test_what_is_offloaded_decides_too(tool: ModuleType, tmp_path: Path) -> None
     found = run(tool, tmp_path, *base, "engine.offload_optimizer=true")
     assert found["recommended"] == "ZeRO 1"  # stage 0 cannot
     assert found["engines"][2]["memory"]["host"] > 12 * found["parameters"]["trained"] / 4
-    assert run(tool, tmp_path, *base, "engine.offload_parameters=true")["recommended"] == "ZeRO 3"
+    offloaded = ("engine.offload_parameters=true", "engine.zero_stage=3")
+    assert run(tool, tmp_path, *base, *offloaded)["recommended"] == "ZeRO 3"
 
 
 def test_a_measured_step(tool: ModuleType, tmp_path: Path) -> None:

@@ -482,6 +482,7 @@ def test_a_second_signal_exits_at_once(shards: Path, tmp_path: Path, exit_codes:
     assert learned(tmp_path)[2]["update"] == 2  # what had been saved is there
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_second_signal_while_saving_leaves_the_last_checkpoint(
     shards: Path, tmp_path: Path, exit_codes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
