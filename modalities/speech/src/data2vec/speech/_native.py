@@ -8,6 +8,7 @@ what the linker gives to whoever asks for the name. So importing this module bef
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import platform
 import sys
@@ -37,4 +38,22 @@ def load_libsndfile() -> CDLL | None:
         return None
 
 
+def load_tbb() -> CDLL | None:
+    """Load oneTBB from its wheel, too: fairseq2n looks below ``sys.prefix`` alone, where an environment that is laid
+    over another (``uv run --with``) has none. None where the wheel is missing, and fairseq2n says so.
+    """
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for file in files:
+        if file.name == "libtbb.so.12":
+            try:
+                return CDLL(str(Path(str(file.locate())).resolve()), mode=RTLD_GLOBAL)
+            except OSError:
+                return None
+    return None
+
+
 LIBSNDFILE = load_libsndfile()  # held so that it stays loaded
+TBB = load_tbb()

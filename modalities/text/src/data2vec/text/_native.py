@@ -7,7 +7,9 @@ without any system package. Import this module before the first import of fairse
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib.metadata
 import importlib.util
 import platform
 from pathlib import Path
@@ -40,4 +42,15 @@ def load_libsndfile() -> Path | None:
     return None
 
 
+def load_tbb() -> None:
+    """Load oneTBB from its wheel, too: fairseq2n looks below ``sys.prefix`` alone, where an environment that is laid
+    over another (``uv run --with``) has none. Where the wheel is missing, fairseq2n says so.
+    """
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
+        for file in importlib.metadata.files("tbb") or []:
+            if file.name == "libtbb.so.12":
+                ctypes.CDLL(str(Path(str(file.locate())).resolve()), mode=ctypes.RTLD_GLOBAL)
+
+
 load_libsndfile()
+load_tbb()
