@@ -71,6 +71,12 @@ class Attempts:
         self.number = 0
         self.context: ForkServerContext = multiprocessing.get_context("forkserver")
 
+    def start_server(self) -> None:
+        """Start what the processes fork from, so that no command's time includes it."""
+        process = self.context.Process(target=time.sleep, args=(0,))
+        process.start()
+        process.join()
+
     def start(self, folder: Path) -> list[ForkServerProcess]:
         self.number += 1
         store, log = self.place / f"store-{self.number}", self.place / f"log-{self.number}.txt"
@@ -144,17 +150,16 @@ def test_killed_at_random_instants(case: Case, tmp_path: Path) -> None:
     scenarios.write_shards(tmp_path / "shards" / modality, modality)
     attempts = Attempts(case, tmp_path / "shards", tmp_path)
     whole = tmp_path / "whole"
-    attempts.finish(whole)  # also starts the server
-    longest = attempts.finish(tmp_path / "again")
+    attempts.start_server()
+    longest = attempts.finish(whole)
     expected = [line["loss"] for line in read_metrics(whole / "metrics.jsonl")]
     assert len(expected) == UPDATES
-    assert expected == [line["loss"] for line in read_metrics(tmp_path / "again" / "metrics.jsonl")]
     chance = random.Random(f"{case}")
     kills, runs = 0, 0
     while kills < case.kills:
         runs += 1
         folder = tmp_path / f"killed-{runs}"
-        for _ in range(chance.randint(3, 7)):
+        for _ in range(chance.randint(4, 8)):
             which = chance.choice([None, chance.randrange(case.world)])
             kills += attempts.kill(folder, chance.uniform(0.0, 1.1 * longest), which)
         attempts.finish(folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -143,40 +142,6 @@ def test_the_command_trains_evaluates_and_reports(shards: Path, tmp_path: Path, 
     best = max(scores, key=lambda update: (scores[update], -update))
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("update-*"))
     assert kept == sorted({f"update-{best:09d}", "update-000000004"})
-
-
-def test_one_error_for_all_ranks(shards: Path, tmp_path: Path) -> None:
-    ended = run_distributed(command, 2, "vision", str(shards), str(tmp_path), "train.batch=3", "train.micro_batch=null")
-    assert [code for code, _ in ended] == [2, 2]
-    assert "train.batch=3: cannot be shared equally by 2 ranks" in ended[0][1]
-    assert ended[1][1] == ""
-
-
-def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
-    """A whole run whose data ends on rank 1."""
-    from data2vec.core.data import pipeline
-    from data2vec.core.errors import DataError
-
-    whole = pipeline.training_batches
-
-    def batches(*arguments: Any) -> Any:
-        for number, batch in enumerate(whole(*arguments)):
-            if number == 2 and os.environ["RANK"] == "1":
-                raise DataError("train-0.tar: the disk is gone")
-            yield batch
-
-    pipeline.training_batches = batches
-    return command("text", shards, folder)
-
-
-def test_data_that_fails_on_one_rank_ends_all(shards: Path, tmp_path: Path) -> None:
-    ended = run_distributed(broken_on_one_rank, 2, str(shards), str(tmp_path))
-    assert [code for code, _ in ended] == [2, 2]
-    assert ended[0][1] == ""
-    assert "rank 1: train-0.tar: the disk is gone" in ended[1][1]
-    place = checkpoint.latest(tmp_path / "checkpoints")
-    assert place is not None
-    assert place.name == "update-000000002"
 
 
 def shards_of_a_teacher(stage: int) -> dict[str, Any]:

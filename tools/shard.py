@@ -18,6 +18,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
@@ -43,6 +44,7 @@ from sharding.workers import Task, Written, write_all
 STATE_NAME = ".shard-state.json"
 PREFIXES = ("train", "validation")
 _SHOWN = 10  # unusable files and problems that are named
+_interrupted = threading.Event()
 
 # One function per modality: it declares its arguments and says how its files become samples.
 MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]] = {
@@ -70,6 +72,8 @@ def write(arguments: argparse.Namespace) -> int:
                 results[name] = result
                 _save_state(out, job, results)
                 advance(len(results), len(tasks))
+                if _interrupted.is_set():  # the exception is lost where a finaliser or a callback runs
+                    raise KeyboardInterrupt
     shards = tuple(results[name].shard for name in sorted(results))
     skipped = [line for name in sorted(results) for line in results[name].skipped]
     written = tuple(shard for shard in shards if shard is not None)
@@ -266,13 +270,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _interrupt(number: int, frame: object) -> NoReturn:
+    _interrupted.set()
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 an error or a set with problems, 130 interrupted."""
     parsed = _parser().parse_args(arguments)
-    previous = signal.signal(signal.SIGTERM, _interrupt)
+    _interrupted.clear()
+    previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         status: int = parsed.run(parsed)
         return status
@@ -283,7 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted; the same command continues", file=sys.stderr)
         return 130
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data2vec.core import validation
 from data2vec.core.config import Experiment
 from data2vec.core.config_yaml import differences, flatten, load, plain, sections, to_yaml, tree
+from data2vec.core.data.files import read_file
 from data2vec.core.errors import ConfigError
 from data2vec.core.modality import Modality
 
@@ -68,7 +69,7 @@ def from_yaml(source: str | Path) -> Experiment:
     name = str(source) if isinstance(source, Path) else "configuration"
     if isinstance(source, Path):
         try:
-            source = source.read_text(encoding="utf-8")
+            source = read_file(source).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"{name}: cannot be read ({error})"]) from error
     content = load(source, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from data2vec.core.data.files import write_atomically
+from data2vec.core.data.files import read_file, write_atomically
 from data2vec.core.data.shardset import ShardSet
 from data2vec.core.data.source import is_url
 from data2vec.core.errors import ConfigError, DataError
@@ -32,7 +32,7 @@ def _read(shards: ShardSet, location: str) -> bytes | None:
     if is_url(location):
         return shards.cache.text(location)
     try:
-        return Path(location).read_bytes()
+        return read_file(Path(location))
     except FileNotFoundError:
         return None
     except OSError as error:

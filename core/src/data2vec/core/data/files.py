@@ -1,9 +1,22 @@
-"""Writing files so that a crash or a full disk never leaves half a file under its final name."""
+"""Files written so that a crash or a full disk never leaves half of one under its final name, and read to an end."""
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from pathlib import Path
+
+
+def read_file(path: Path) -> bytes:
+    """The content of a small file. A pipe or a device, which may never end, is refused.
+
+    Raises:
+        OSError: it cannot be read, or is no regular file.
+    """
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "is no regular file", str(path))
+    return path.read_bytes()
 
 
 def temporary_name(path: Path) -> Path:

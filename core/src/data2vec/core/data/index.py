@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from data2vec.core.data.files import write_atomically
+from data2vec.core.data.files import read_file, write_atomically
 from data2vec.core.errors import DataError
 
 FORMAT = 1
@@ -80,9 +79,7 @@ class ShardIndex:
         """
         path = folder / INDEX_NAME
         try:
-            if not stat.S_ISREG(path.stat().st_mode):  # a pipe without a writer would never open
-                raise DataError(f"{path}: is no regular file; `tools/shard.py index` writes it")
-            content = path.read_bytes()
+            content = read_file(path)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); `tools/shard.py index` writes it") from None
         return cls.parse(content, str(path))

@@ -182,10 +182,10 @@ class Trainer:
                 last = progress.update == train.updates
                 best = False
                 if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
-                    with monitor.paused():
+                    with self.ranks.together(), monitor.paused():
                         scores = self.evaluate()
-                    best = self._is_best(scores)
-                    monitor.write({"update": progress.update, **scores})
+                        best = self._is_best(scores)
+                        monitor.write({"update": progress.update, **scores})
                 stopping = last or ending is not Ending.FINISHED
                 saving = stopping or best or due or self._due(train.checkpoint_every)
                 # Also before a save: no update is saved that has not passed the health check.
@@ -193,7 +193,7 @@ class Trainer:
                     known = self._known()
                     if lines % _RANK_EVERY == 0 or stopping:
                         known["teacher_rank"] = self._teacher_rank(self._last_batch)
-                    with self.ranks.alike():
+                    with self.ranks.together():
                         self.display.update(monitor.flush(**known), train.updates)
                     lines += 1
                 if saving:
@@ -201,8 +201,12 @@ class Trainer:
                         self.save(best=best)
                     clock.saved()
             self.saver.finish()
-        except TrainingError as error:
-            raise self._with_advice(error) from None
+        except RankLostError:
+            raise
+        except Data2VecError as error:  # of every rank, so that all wait for the checkpoint that is being written
+            with contextlib.suppress(Data2VecError):
+                self.saver.finish()
+            raise (self._with_advice(error) if isinstance(error, TrainingError) else error) from None
         finally:
             self.saver.abandon()
             monitor.close()
@@ -270,11 +274,7 @@ class Trainer:
         return (Ending.OUT_OF_TIME if is_up and not last else Ending.FINISHED), bool(due)
 
     def _with_advice(self, error: TrainingError) -> TrainingError:
-        """The error with what can be continued from; waits for a checkpoint that is being written."""
-        if isinstance(error, RankLostError):
-            return error
-        with contextlib.suppress(Data2VecError):
-            self.saver.finish()
+        """The error with what can be continued from."""
         good = checkpoint.latest(self.checkpoints)
         advice = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved."
         return type(error)(f"{error}. {advice}")

@@ -19,7 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data2vec.core.errors import DataError
+from data2vec.core.data.files import read_file
+from data2vec.core.errors import DataError, SampleError
 
 FILE_NAME = "tokenizer.json"
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -61,7 +62,7 @@ class Tokenizer:
             DataError: no such file, or see :meth:`parse`.
         """
         try:
-            content = Path(path).read_bytes()
+            content = read_file(Path(path))
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); name a tokenizer.json") from None
         return cls.parse(content, str(path))
@@ -102,10 +103,19 @@ class Tokenizer:
         """The ids of a text, without special tokens: a text that spells ``<mask>`` gets the tokens of its letters.
 
         The unknown token may occur where the vocabulary lacks a character; byte-level ones lack none.
+
+        Raises:
+            SampleError: the file's rules fail on this text: an unknown token that is not in the vocabulary, a pattern
+                that would take too long.
         """
         ids: list[int] = []
-        for piece in _pieces(text):
-            ids += self._rules.encode(piece, add_special_tokens=False).ids
+        try:
+            for piece in _pieces(text):
+                ids += self._rules.encode(piece, add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # as in :meth:`parse`
+            raise SampleError(f"the tokenizer's rules fail on this text ({_one_line(error)}); mend its file") from None
         forbidden = self.specials - {self.unk}
         if forbidden.isdisjoint(ids):
             return ids
