@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,10 +12,15 @@ from hypothesis import settings
 # Before torch is imported: small tensors gain nothing from many threads, and several processes may run at once.
 os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
 
+# Some containers forbid Python to keep compiled modules; each of the many processes that tests start would then spend
+# seconds on compiling the same ones.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    os.environ["PYTHONPYCACHEPREFIX"] = str(Path(__file__).parent / ".pytest_cache" / "bytecode")
+
 # Tests of several ranks fork them from one server: what it imports is not imported again by each of them.
 multiprocessing.set_forkserver_preload([
     "data2vec.core.testing", "data2vec.core.run", "data2vec.core.training.zero", "data2vec.vision", "data2vec.speech",
-    "data2vec.text", "deepspeed", "torch.utils.tensorboard",
+    "data2vec.text", "deepspeed", "torch.utils.tensorboard", "pytest",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # of every engine: compiles at import, which takes seconds
 ])  # fmt: skip
 

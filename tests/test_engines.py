@@ -26,19 +26,9 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero0": {"kind": "deepspeed", "zero_stage": 0},
     "zero1": {"kind": "deepspeed", "zero_stage": 1},
     "zero2": {"kind": "deepspeed", "zero_stage": 2},
-    "zero3": {"kind": "deepspeed", "zero_stage": 3},
-    "zero3, small ones whole": {
-        "kind": "deepspeed",
-        "zero_stage": 3,
-        "persistence_threshold": 200,
-        "bucket_size": 100_000,
-    },
-    "zero3, all whole": {
-        "kind": "deepspeed",
-        "zero_stage": 3,
-        "persistence_threshold": 100_000,
-        "bucket_size": 100_000,
-    },
+    "zero3": {"kind": "deepspeed", "zero_stage": 3, "bucket_size": 100_000},
+    "zero3, small ones whole": {"kind": "deepspeed", "zero_stage": 3, "persistence_threshold": 200},
+    "zero3, all whole": {"kind": "deepspeed", "zero_stage": 3, "persistence_threshold": 100_000},
 }
 
 
