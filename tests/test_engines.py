@@ -29,7 +29,13 @@ ENGINES: dict[str, dict[str, Any]] = {
     "zero3": {"kind": "deepspeed", "zero_stage": 3, "bucket_size": 100_000},
     "zero3, small ones whole": {"kind": "deepspeed", "zero_stage": 3, "persistence_threshold": 200},
     "zero3, all whole": {"kind": "deepspeed", "zero_stage": 3, "persistence_threshold": 100_000},
-}
+    "zero1, offloaded": {"kind": "deepspeed", "zero_stage": 1, "offload_optimizer": True},
+    "zero2, offloaded": {"kind": "deepspeed", "zero_stage": 2, "offload_optimizer": True},
+    "zero3, offloaded": {
+        "kind": "deepspeed", "zero_stage": 3, "offload_optimizer": True, "offload_parameters": True,
+        "bucket_size": 100_000,
+    },
+}  # fmt: skip
 
 
 def with_engine(name: str, engine: str) -> Experiment:
@@ -60,6 +66,7 @@ def train(experiment: Experiment, engine: Engine, updates: range, *, passes: int
         count = int(engine.ranks.sum([sum(mask.count for _, mask in masked)])[0])
         loss = spread = 0.0
         for batch, mask in masked:
+            batch, mask = batch.to(engine.device), mask.to(engine.device)
             output = engine.forward_backward(batch, mask, count=count, update=update)
             loss += float(output.total.detach()) / count
             spread += float(output.statistics["target_spread"]) / passes

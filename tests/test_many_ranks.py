@@ -40,8 +40,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train_until(name: str, shards: str, folder: str, stop: int, engine: dict[str, Any], changes: dict[str, Any]) -> int:
     """Continue the run in ``folder`` up to an update, on as many ranks as there are; returns where it begins."""
     experiment = scenarios.run_of(name, Path(shards), Path(folder))
-    experiment = experiment.replace(engine={"bucket_size": 1_000, **engine}, train={"updates": UPDATES}, **changes)
-    ranks = join("cpu")
+    experiment = experiment.replace(engine={"bucket_size": 1_000, **engine}, train={"updates": UPDATES})
+    experiment = experiment.replace(**changes)
+    ranks = join(experiment.train.device)
     torch.manual_seed(0)
     train, _ = open_data(experiment, Path(folder) / "cache")
     trainer = Trainer(
@@ -78,8 +79,9 @@ PARTS = [
     (2, ZERO[3], 3),
     (1, TORCH, 5),
     (4, ZERO[1], 7),
-    (2, ZERO[2], 9),
-    (1, ZERO[3], 10),
+    (2, ZERO[2], 8),
+    (2, {**ZERO[2], "offload_optimizer": True}, 9),
+    (1, {**ZERO[3], "offload_optimizer": True, "offload_parameters": True}, 10),
     (2, ZERO[0], 11),
     (2, TORCH, 12),
 ]

@@ -53,7 +53,7 @@ def relative_error(value: Tensor, reference: Tensor) -> float:
 
 
 def run_distributed(function: Callable[..., Any], world: int, *args: Any, timeout: float = 120.0) -> list[Any]:
-    """Call ``function(*args)`` in ``world`` new processes joined in a gloo process group of this machine.
+    """Call ``function(*args)`` in ``world`` new processes of this machine, joined over gloo (and NCCL, for GPUs).
 
     Args:
         function: defined at the top level of a module, which may be a test file. It returns None, tensors, numbers,
@@ -116,8 +116,11 @@ def _run_rank(
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     function = getattr(load_module(module, Path(source)), qualname)
+    on_gpu = torch.cuda.is_available() and dist.is_nccl_available()
+    if on_gpu:
+        torch.cuda.set_device(rank % torch.cuda.device_count())
     dist.init_process_group(
-        "gloo",
+        "cpu:gloo,cuda:nccl" if on_gpu else "gloo",
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=world,

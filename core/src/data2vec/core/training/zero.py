@@ -173,12 +173,28 @@ class DeepSpeedEngine:
         with peers_alive():
             self._engine.step()
         norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
-        if self.stage == 3:
-            # A parameter without a gradient in the next update would get this one's.
-            self._engine.optimizer.grad_partitions_flat_buffer.zero_()
+        self._forget_gradients()
         if self._engine.was_step_applied():
             self.update_teacher(update)
         return torch.as_tensor(float("nan") if norm is None else norm, device=self.device)
+
+    def _forget_gradients(self) -> None:
+        """Else a parameter without a gradient in the next update (a dropped layer, another modality) gets this one's."""
+        zero = self._engine.optimizer
+        if self.stage == 3:
+            zero.grad_partitions_flat_buffer.zero_()
+            offloaded, partitions = zero.offload_optimizer, zero.fp32_partitioned_groups_flat
+        else:
+            offloaded, partitions = self.stage > 0 and zero.cpu_offload, ()
+            if offloaded:
+                partitions = zero.single_partition_of_fp32_groups
+                for gradient in zero.accumulated_grads_in_cpu.values():
+                    gradient.zero_()
+        if offloaded:
+            zero.norm_for_param_grads.clear()
+            for partition in partitions:
+                if partition.grad is not None:
+                    partition.grad.zero_()
 
     @torch.no_grad()
     def update_teacher(self, update: int) -> None:
