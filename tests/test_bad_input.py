@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import os
@@ -17,7 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data2vec.core.testing import load_module
+
 ROOT = Path(__file__).resolve().parents[1]
+Commands = load_module("commands_of_tests", ROOT / "tests" / "commands.py").Commands
 TINY = (
     "--sample", "transformer.depth=2", "transformer.width=32", "transformer.heads=2", "targets.top_k=2",
     "train.updates=4", "train.batch=16", "optim.warmup=1", "evaluation.tasks=[rank]", "train.device=cpu",
@@ -26,12 +28,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def vision_base() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("vision_base_for_bad_input", ROOT / "experiments" / "vision_base.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("vision_base_for_bad_input", ROOT / "experiments" / "vision_base.py")
 
 
 def png(number: int) -> bytes:
@@ -58,37 +55,9 @@ def images(count: int, first: int = 0) -> dict[str, bytes]:
     return members
 
 
-class Commands:
-    """Runs the experiment in this process and looks at what it printed and left."""
-
-    def __init__(self, module: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.module, self.folder, self.capsys = module, folder, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        given = {argument.partition("=")[0] for argument in arguments}
-        tiny = [argument for argument in TINY if argument.partition("=")[0] not in given]
-        with pytest.raises(SystemExit) as ended:
-            self.module.main(self.module.experiment, self.module.sample, argv=(*tiny, *arguments))
-        out, err = self.capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    def refused(self, *arguments: str, left: tuple[str, ...] = ()) -> str:
-        """The one error of a command that must fail, which leaves no run folder."""
-        if not any(argument.startswith("train.folder=") for argument in arguments):
-            arguments = (*arguments, f"train.folder={self.folder}")
-        code, out, err = self(*arguments)
-        assert code == 2
-        assert err.startswith("error: ")
-        assert err.count("error:") == 1
-        assert "Traceback" not in err + out
-        found = sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
-        assert found == sorted(left)
-        return err
-
-
 @pytest.fixture
-def run(vision_base: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(vision_base, tmp_path / "run", capsys)
+def run(vision_base: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    return Commands(vision_base, TINY, tmp_path / "run", capsys, leaves=())
 
 
 @pytest.fixture(scope="module")
@@ -96,26 +65,26 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tar(tmp_path_factory.mktemp("shards") / "train-0000.tar", images(64))
 
 
-def test_no_such_shard(run: Commands, tmp_path: Path) -> None:
+def test_no_such_shard(run: Any, tmp_path: Path) -> None:
     error = run.refused(f"data.train={tmp_path}/train-{{0000..0003}}.tar")
     assert f"no shard matches '{tmp_path}/train-{{0000..0003}}.tar'" in error
 
 
-def test_some_shards_are_missing(run: Commands, shard: Path) -> None:
+def test_some_shards_are_missing(run: Any, shard: Path) -> None:
     error = run.refused(f"data.train={shard.parent}/train-{{0000..0002}}.tar")
     assert "2 of 3 shards" in error
     assert "train-0001.tar" in error
 
 
 @pytest.mark.parametrize("content", [b"", None])
-def test_an_empty_shard(run: Commands, tmp_path: Path, content: bytes | None) -> None:
+def test_an_empty_shard(run: Any, tmp_path: Path, content: bytes | None) -> None:
     path = write_tar(tmp_path / "empty.tar", {})
     if content is not None:
         path.write_bytes(content)
     assert str(path) in run.refused(f"data.train={path}")
 
 
-def test_a_truncated_shard(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_a_truncated_shard(run: Any, shard: Path, tmp_path: Path) -> None:
     path = tmp_path / "cut.tar"
     path.write_bytes(shard.read_bytes()[:50_000])
     error = run.refused(f"data.train={path}")
@@ -123,12 +92,12 @@ def test_a_truncated_shard(run: Commands, shard: Path, tmp_path: Path) -> None:
     assert "truncated" in error
 
 
-def test_too_few_samples_for_one_batch(run: Commands, shard: Path) -> None:
+def test_too_few_samples_for_one_batch(run: Any, shard: Path) -> None:
     error = run.refused(f"data.train={shard}", "train.batch=512")
     assert "one update needs train.batch=512: lower train.batch" in error
 
 
-def test_samples_that_are_no_images(run: Commands, tmp_path: Path) -> None:
+def test_samples_that_are_no_images(run: Any, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "noise.tar", {f"{i:04d}.png": b"no image" for i in range(64)})
     code, out, err = run(f"data.train={path}", f"train.folder={run.folder}")
     assert code == 2
@@ -139,7 +108,7 @@ def test_samples_that_are_no_images(run: Commands, tmp_path: Path) -> None:
     assert not (run.folder / "checkpoints").exists()
 
 
-def test_a_broken_sample_is_skipped_and_named(run: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_broken_sample_is_skipped_and_named(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     members = images(200)
     members["0077.png"] = members["0077.png"][:60]
     path = write_tar(tmp_path / "mixed.tar", members)
@@ -153,7 +122,7 @@ def test_a_broken_sample_is_skipped_and_named(run: Commands, tmp_path: Path, cap
     assert (run.folder / "report.html").is_file()
 
 
-def test_too_many_broken_samples_stop_the_run(run: Commands, tmp_path: Path) -> None:
+def test_too_many_broken_samples_stop_the_run(run: Any, tmp_path: Path) -> None:
     members = images(64)
     for i in range(0, 64, 4):
         members[f"{i:04d}.png"] = b"no image"
@@ -178,11 +147,11 @@ def test_too_many_broken_samples_stop_the_run(run: Commands, tmp_path: Path) -> 
         ("train.resume=/nowhere/at/all", "/nowhere/at/all: not a readable checkpoint"),
     ],
 )
-def test_one_wrong_setting(run: Commands, shard: Path, override: str, expected: str) -> None:
+def test_one_wrong_setting(run: Any, shard: Path, override: str, expected: str) -> None:
     assert expected in run.refused(f"data.train={shard}", override)
 
 
-def test_all_wrong_settings_are_named_together(run: Commands) -> None:
+def test_all_wrong_settings_are_named_together(run: Any) -> None:
     error = run.refused("optim.lrr=1", "transformer.dropout=much", "teacher.decy_start=0.5")
     assert "3 settings are wrong:" in error
     for part in ("optim.lrr", "transformer.dropout=much", "teacher.decay_start?"):
@@ -191,7 +160,7 @@ def test_all_wrong_settings_are_named_together(run: Commands) -> None:
     assert "3 settings are wrong:" in error
 
 
-def test_a_folder_that_cannot_be_made(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_made(run: Any, shard: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("keep me")
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         for data in ((), (f"data.train={shard}",)):
@@ -200,7 +169,7 @@ def test_a_folder_that_cannot_be_made(run: Commands, shard: Path, tmp_path: Path
     assert (tmp_path / "file").read_text() == "keep me"
 
 
-def test_another_configuration(run: Commands, shard: Path) -> None:
+def test_another_configuration(run: Any, shard: Path) -> None:
     place = f"train.folder={run.folder}"
     assert run(f"data.train={shard}", place, "train.max_minutes=1e-9")[0] == 0
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
@@ -225,7 +194,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("extension", ["pyd", "pickle", "pth", "pkl", "pt"])
-def test_pickled_members_are_not_executed(run: Commands, tmp_path: Path, extension: str) -> None:
+def test_pickled_members_are_not_executed(run: Any, tmp_path: Path, extension: str) -> None:
     trap = tmp_path / "executed"
     payload = pickle.dumps(Payload(trap))
     members = {}
@@ -243,14 +212,14 @@ def test_pickled_members_are_not_executed(run: Commands, tmp_path: Path, extensi
 
 
 @pytest.mark.parametrize("form", ["pipe:touch {trap}", "pipe:touch {trap}; cat x.tar", "ssh://host/{trap}"])
-def test_commands_in_names_are_not_executed(run: Commands, tmp_path: Path, form: str) -> None:
+def test_commands_in_names_are_not_executed(run: Any, tmp_path: Path, form: str) -> None:
     trap = tmp_path / "executed"
     error = run.refused(f"data.train={form.format(trap=trap)}")
     assert "nothing else is opened or executed" in error
     assert not trap.exists()
 
 
-def test_a_configuration_in_a_run_folder_is_not_executed(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_a_configuration_in_a_run_folder_is_not_executed(run: Any, shard: Path, tmp_path: Path) -> None:
     place = f"train.folder={run.folder}"
     assert run(f"data.train={shard}", place, "train.max_minutes=1e-9")[0] == 0
     (state,) = run.folder.glob("checkpoints/update-*/state.json")

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
 from data2vec.core.data.index import ShardIndex
+from data2vec.core.testing import load_module, load_script
 from data2vec.core.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
+Commands = load_module("commands_of_tests", ROOT / "tests" / "commands.py").Commands
 RATE = 16_000
 TINY = (
     "--sample", "speech.channels=[16,16,16,16,16,16,16]", "speech.kernels=[10,3,3,3,3,2,2]",
@@ -32,20 +33,6 @@ TINY = (
 )  # fmt: skip
 
 Members = Mapping[str, bytes]
-
-
-def load(path: Path) -> ModuleType:
-    """An experiment or a tool, with its folder on the path, as Python does it for a script."""
-    name = f"{path.stem}_for_bad_input_speech"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # workers of a tool look their functions up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 def noise(number: int, length: int, channels: int = 1) -> np.ndarray:
@@ -104,52 +91,19 @@ def write_tar(path: Path, samples: Mapping[str, Members]) -> Path:
     return path
 
 
-class Commands:
-    """Runs the experiment and the shard tool in this process and looks at what they printed and left."""
-
-    def __init__(self, module: ModuleType, tool: ModuleType, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.module, self.tool, self.folder, self.capsys = module, tool, folder, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        arguments = (*arguments, f"train.folder={self.folder}")
-        given = {argument.partition("=")[0] for argument in arguments}
-        tiny = [argument for argument in TINY if argument.partition("=")[0] not in given]
-        with pytest.raises(SystemExit) as ended:
-            self.module.main(self.module.experiment, self.module.sample, argv=(*tiny, *arguments))
-        out, err = self.capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    def refused(self, *arguments: str) -> str:
-        """The one error of a command that must fail, which leaves no checkpoint and no report."""
-        code, out, err = self(*arguments)
-        assert code == 2, out
-        assert err.count("error:") == 1
-        assert "Traceback" not in out + err
-        assert not (self.folder / "checkpoints").exists()
-        assert not list(self.folder.rglob("*.tmp*"))
-        assert not (self.folder / "report.html").exists()
-        return err
-
-    def shard(self, *arguments: str) -> tuple[int, str, str]:
-        code = self.tool.main(list(arguments))
-        out, err = self.capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-
 @pytest.fixture(scope="module")
 def speech_base() -> ModuleType:
-    return load(ROOT / "experiments" / "speech_base.py")
+    return load_script(ROOT / "experiments" / "speech_base.py")
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    return load(ROOT / "tools" / "shard.py")
+    return load_script(ROOT / "tools" / "shard.py")
 
 
 @pytest.fixture
-def run(speech_base: ModuleType, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(speech_base, tool, tmp_path / "run", capsys)
+def run(speech_base: ModuleType, tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    return Commands(speech_base, TINY, tmp_path / "run", capsys, tools={"shard": tool})
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +120,7 @@ def everything(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_clips_of_which_none_can_be_used(run: Commands, tmp_path: Path, name: str) -> None:
+def test_clips_of_which_none_can_be_used(run: Any, tmp_path: Path, name: str) -> None:
     make, reason = BAD[name]
     path = write_tar(tmp_path / "shards" / "train-0.tar", {f"{number:03d}": make(number) for number in range(20)})
     error = run.refused(f"data.train={path}")
@@ -175,9 +129,7 @@ def test_clips_of_which_none_can_be_used(run: Commands, tmp_path: Path, name: st
     assert str(path) in error
 
 
-def test_each_bad_clip_is_skipped_named_and_counted(
-    run: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_bad_clip_is_skipped_named_and_counted(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = everything(tmp_path / "shards")
     data = (f"data.train={path}", f"data.validation={path}", "data.max_broken=0.2")
     with caplog.at_level(logging.WARNING):
@@ -199,10 +151,10 @@ def test_each_bad_clip_is_skipped_named_and_counted(
 
 
 def test_batches_by_length_leave_out_what_is_too_short(
-    run: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = everything(tmp_path / "shards")
-    assert run.shard("index", str(path.parent), "--modality", "speech")[0] == 0
+    assert run.tool("shard", "index", str(path.parent), "--modality", "speech")[0] == 0
     lengths = ShardIndex.load(path.parent).shards[0].lengths
     assert len(lengths) == 60 + len(BAD)
     unknown = ("empty", "without audio", "text", "image")
@@ -217,7 +169,7 @@ def test_batches_by_length_leave_out_what_is_too_short(
     assert broken == {"cut", "silent", "not finite", "class", "frames"}
 
 
-def test_too_many_bad_clips_stop_the_run(run: Commands, tmp_path: Path) -> None:
+def test_too_many_bad_clips_stop_the_run(run: Any, tmp_path: Path) -> None:
     path = everything(tmp_path / "shards")
     code, _, err = run(f"data.train={path}", f"data.validation={path}", "train.batch=35")
     assert code == 2
@@ -225,7 +177,7 @@ def test_too_many_bad_clips_stop_the_run(run: Commands, tmp_path: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_stereo_and_odd_rates_are_used(run: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_stereo_and_odd_rates_are_used(run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """From files to a trained model, under a budget of lengths at 16 kHz."""
     kinds = ((1, 22_050, "WAV"), (2, 44_100, "FLAC"), (2, 8_000, "WAV"), (6, 48_000, "WAV"), (1, 11_025, "OGG"))
     for number in range(30):
@@ -234,7 +186,7 @@ def test_stereo_and_odd_rates_are_used(run: Commands, tmp_path: Path, caplog: py
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(sound(noise(number, rate // 4, channels), rate, form))
     out = tmp_path / "shards"
-    code, printed, _ = run.shard("speech", str(tmp_path / "audio"), str(out), "--workers", "1")
+    code, printed, _ = run.tool("shard", "speech", str(tmp_path / "audio"), str(out), "--workers", "1")
     assert code == 0
     assert "30 samples" in printed
     assert "0 files skipped" in printed
@@ -245,14 +197,14 @@ def test_stereo_and_odd_rates_are_used(run: Commands, tmp_path: Path, caplog: py
     assert not [record for record in caplog.records if "broken" in record.message]
 
 
-def test_files_become_shards_or_are_named(run: Commands, tmp_path: Path) -> None:
+def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "audio", tmp_path / "shards"
     for number, (name, (make, _)) in enumerate(BAD.items()):
         for extension, data in make(number).items():
             if extension in ("flac", "wav"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
                 (folder / name / f"x.{extension}").write_bytes(data)
-    code, printed, err = run.shard("speech", str(folder), str(out), "--workers", "1")
+    code, printed, err = run.tool("shard", "speech", str(folder), str(out), "--workers", "1")
     assert code == 0
     assert "5 files skipped" in printed
     for name in ("empty", "without audio", "text", "cut", "not finite"):
@@ -260,24 +212,24 @@ def test_files_become_shards_or_are_named(run: Commands, tmp_path: Path) -> None
     # Silence and clips that are too short for one model may serve another: the decoder decides.
     kept = {"shorter than the receptive field", "silent", "class", "frames"}
     assert ShardIndex.load(out).samples == len(kept)
-    assert run.shard("verify", str(out))[0] == 0
+    assert run.tool("shard", "verify", str(out))[0] == 0
 
 
 @pytest.mark.parametrize("content", [{}, {"notes.txt": b"no audio", ".hidden.flac": b"x"}])
-def test_a_folder_without_audio(run: Commands, tmp_path: Path, content: dict[str, bytes]) -> None:
+def test_a_folder_without_audio(run: Any, tmp_path: Path, content: dict[str, bytes]) -> None:
     folder, out = tmp_path / "audio", tmp_path / "shards"
     (folder / "deep").mkdir(parents=True)
     for name, data in content.items():
         (folder / "deep" / name).write_bytes(data)
-    code, _, err = run.shard("speech", str(folder), str(out))
+    code, _, err = run.tool("shard", "speech", str(folder), str(out))
     assert code == 2
     assert err == f"error: {folder}: has no audio (.flac, .wav, .ogg, .oga)\n"
     assert not out.exists()
 
 
-def test_a_clip_above_the_budget(run: Commands, tmp_path: Path) -> None:
+def test_a_clip_above_the_budget(run: Any, tmp_path: Path) -> None:
     path = write_tar(tmp_path / "shards" / "train-0.tar", {f"{n}": {"flac": sound(noise(n, 9000))} for n in range(20)})
-    assert run.shard("index", str(path.parent), "--modality", "speech")[0] == 0
+    assert run.tool("shard", "index", str(path.parent), "--modality", "speech")[0] == 0
     error = run.refused(f"data.train={path}", "train.micro_length=5000")
     assert "8000" in error
     assert "train.micro_length=5000" in error
@@ -286,7 +238,7 @@ def test_a_clip_above_the_budget(run: Commands, tmp_path: Path) -> None:
                "train.max_minutes=1e-9")[0] == 0  # fmt: skip
 
 
-def test_lengths_that_no_index_gives(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_lengths_that_no_index_gives(run: Any, shard: Path, tmp_path: Path) -> None:
     path = tmp_path / "shards" / shard.name
     path.parent.mkdir()
     path.write_bytes(shard.read_bytes())
@@ -295,7 +247,7 @@ def test_lengths_that_no_index_gives(run: Commands, shard: Path, tmp_path: Path)
     error = run.refused(*budget)
     assert f"{path}: no index gives the lengths of its samples, which train.micro_length needs" in error
     assert advice in error
-    assert run.shard("index", str(path.parent), "--modality", "speech")[0] == 0
+    assert run.tool("shard", "index", str(path.parent), "--modality", "speech")[0] == 0
     index = path.parent / "index.json"
     complete = index.read_bytes()
     without = json.loads(complete)
@@ -305,15 +257,15 @@ def test_lengths_that_no_index_gives(run: Commands, shard: Path, tmp_path: Path)
     index.write_text(json.dumps(without))
     assert advice in run.refused(*budget)
     assert run(f"data.train={path}", "train.max_minutes=1e-9")[0] == 0  # no budget, no lengths needed
-    assert run.shard("index", str(path.parent), "--modality", "speech", "--force")[0] == 0
+    assert run.tool("shard", "index", str(path.parent), "--modality", "speech", "--force")[0] == 0
     assert index.read_bytes() == complete
 
 
-def test_shards_of_another_modality(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_shards_of_another_modality(run: Any, shard: Path, tmp_path: Path) -> None:
     path = tmp_path / "shards" / shard.name
     path.parent.mkdir()
     path.write_bytes(shard.read_bytes())
-    assert run.shard("index", str(path.parent), "--modality", "vision")[0] == 0
+    assert run.tool("shard", "index", str(path.parent), "--modality", "vision")[0] == 0
     assert "holds vision, but" in run.refused(f"data.train={path}")
     assert not run.folder.exists()
 
@@ -331,6 +283,6 @@ def test_shards_of_another_modality(run: Commands, shard: Path, tmp_path: Path) 
         (["train.batch_length=16000"], "train.batch_length=16000: needs train.micro_length"),
     ],
 )
-def test_wrong_settings(run: Commands, shard: Path, overrides: list[str], expected: str) -> None:
+def test_wrong_settings(run: Any, shard: Path, overrides: list[str], expected: str) -> None:
     assert expected in run.refused(f"data.train={shard}", *overrides)
     assert not run.folder.exists()

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import logging
 import re
-import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.tar import read, scan
+from data2vec.core.testing import load_module, load_script
 from data2vec.text import Tokenizer
 from data2vec.text.loader import pack_ids, unpack_ids
 from data2vec.text.tokenizer import train_bpe
 
 ROOT = Path(__file__).resolve().parents[1]
+Commands = load_module("commands_of_tests", ROOT / "tests" / "commands.py").Commands
 BLOCK, VOCABULARY = 32, 270
 TINY = (
     "--sample", f"text.vocabulary={VOCABULARY}", f"text.block={BLOCK}", "transformer.depth=1", "transformer.width=16",
@@ -31,20 +32,6 @@ TINY = (
 )  # fmt: skip
 
 Members = Mapping[str, bytes]
-
-
-def load(path: Path) -> ModuleType:
-    """An experiment or a tool, with its folder on the path, as Python does it for a script."""
-    name = f"{path.stem}_for_bad_input_text"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # workers of a tool look their functions up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 def ids(number: int, length: int = BLOCK, most: int = 261) -> np.ndarray:
@@ -105,49 +92,15 @@ def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class Commands:
-    """Runs the experiment and the tools in this process and looks at what they printed and left."""
-
-    def __init__(self, modules: Mapping[str, ModuleType], folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.modules, self.folder, self.capsys = modules, folder, capsys
-
-    def __call__(self, *arguments: str) -> tuple[int, str, str]:
-        arguments = (*arguments, f"train.folder={self.folder}")
-        given = {argument.partition("=")[0] for argument in arguments}
-        tiny = [argument for argument in TINY if argument.partition("=")[0] not in given]
-        module = self.modules["text_base"]
-        with pytest.raises(SystemExit) as ended:
-            module.main(module.experiment, module.sample, argv=(*tiny, *arguments))
-        out, err = self.capsys.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    def refused(self, *arguments: str) -> str:
-        """The one error of a command that must fail, which leaves no checkpoint and no report."""
-        code, out, err = self(*arguments)
-        assert code == 2, out
-        assert err.count("error:") == 1
-        assert "Traceback" not in out + err
-        assert not (self.folder / "checkpoints").exists()
-        assert not (self.folder / "report.html").exists()
-        assert not list(self.folder.rglob(".*.tmp"))
-        return err
-
-    def tool(self, name: str, *arguments: str) -> tuple[int, str, str]:
-        code = self.modules[name].main(list(arguments))
-        out, err = self.capsys.readouterr()
-        assert "Traceback" not in out + err
-        return code, out, err
-
-
 @pytest.fixture(scope="module")
 def modules() -> dict[str, ModuleType]:
     names = ("experiments/text_base", "tools/shard", "tools/evaluate")
-    return {Path(name).name: load(ROOT / f"{name}.py") for name in names}
+    return {Path(name).name: load_script(ROOT / f"{name}.py") for name in names}
 
 
 @pytest.fixture
-def run(modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Commands:
-    return Commands(modules, tmp_path / "run", capsys)
+def run(modules: dict[str, ModuleType], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    return Commands(modules["text_base"], TINY, tmp_path / "run", capsys, tools=modules)
 
 
 @pytest.fixture
@@ -165,7 +118,7 @@ def other() -> bytes:
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_samples_of_which_none_can_be_used(run: Commands, tmp_path: Path, name: str) -> None:
+def test_samples_of_which_none_can_be_used(run: Any, tmp_path: Path, name: str) -> None:
     make, reason = BAD[name]
     path = write_tar(tmp_path / "shards" / "train-0.tar", {f"{number:03d}": make(number) for number in range(20)})
     error = run.refused(f"data.train={path}")
@@ -175,7 +128,7 @@ def test_samples_of_which_none_can_be_used(run: Commands, tmp_path: Path, name: 
 
 
 def test_each_bad_sample_is_skipped_named_and_counted(
-    run: Commands, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = everything(tmp_path / "shards")
     data = (f"data.train={path}", f"data.validation={path}", "data.max_broken=0.2")
@@ -191,13 +144,13 @@ def test_each_bad_sample_is_skipped_named_and_counted(
         assert str(path) in line
 
 
-def test_too_many_bad_samples_stop_the_run(run: Commands, tmp_path: Path) -> None:
+def test_too_many_bad_samples_stop_the_run(run: Any, tmp_path: Path) -> None:
     path = everything(tmp_path / "shards")
     error = run.refused(f"data.train={path}", f"data.validation={path}", "train.batch=71")
     assert "11 of 71 samples are broken, more than data.max_broken=0.01 allows; the last: " in error
 
 
-def test_files_become_shards_or_are_named(run: Commands, tmp_path: Path) -> None:
+def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
     """Every document that can be read is in the shards, whole; every other one is named."""
     corpus, out = tmp_path / "corpus", tmp_path / "shards"
     corpus.mkdir()
@@ -232,7 +185,7 @@ def test_files_become_shards_or_are_named(run: Commands, tmp_path: Path) -> None
         ({"a.txt": b"", "b.txt": b"\n"}, "none of its 0 documents could be used"),
     ],
 )
-def test_a_folder_without_text(run: Commands, tmp_path: Path, content: dict[str, bytes], expected: str) -> None:
+def test_a_folder_without_text(run: Any, tmp_path: Path, content: dict[str, bytes], expected: str) -> None:
     folder, out = tmp_path / "corpus", tmp_path / "shards"
     folder.mkdir()
     for name, data in content.items():
@@ -245,7 +198,7 @@ def test_a_folder_without_text(run: Commands, tmp_path: Path, content: dict[str,
     assert not (out / "index.json").exists()
 
 
-def test_a_vocabulary_below_the_tokenizers(run: Commands, shard: Path) -> None:
+def test_a_vocabulary_below_the_tokenizers(run: Any, shard: Path) -> None:
     error = run.refused(f"data.train={shard}", "text.vocabulary=260")
     assert "text.vocabulary=260: the tokenizer " in error
     assert "has 261 tokens; choose text.vocabulary=261 or more" in error
@@ -257,7 +210,7 @@ def test_a_vocabulary_below_the_tokenizers(run: Commands, shard: Path) -> None:
     "content",
     [b"", b"\xff\xfe", b"{}", b"[]", b'{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}'],
 )
-def test_a_tokenizer_that_is_none(run: Commands, shard: Path, tmp_path: Path, content: bytes) -> None:
+def test_a_tokenizer_that_is_none(run: Any, shard: Path, tmp_path: Path, content: bytes) -> None:
     good_one = (shard.parent / "tokenizer.json").read_bytes()
     (shard.parent / "tokenizer.json").write_bytes(content)
     reason = "lacks <s>, <pad>, </s>, <unk>, <mask>" if b"vocab" in content else "is no tokenizer"
@@ -269,7 +222,7 @@ def test_a_tokenizer_that_is_none(run: Commands, shard: Path, tmp_path: Path, co
     assert (run.folder / "tokenizer.json").read_bytes() == good_one
 
 
-def test_a_tokenizer_that_settings_name(run: Commands, shard: Path, tmp_path: Path, other: bytes) -> None:
+def test_a_tokenizer_that_settings_name(run: Any, shard: Path, tmp_path: Path, other: bytes) -> None:
     named = tmp_path / "named.json"
     named.write_bytes(other)
     error = run.refused(f"data.train={shard}", f"text.tokenizer={named}")
@@ -279,7 +232,7 @@ def test_a_tokenizer_that_settings_name(run: Commands, shard: Path, tmp_path: Pa
     assert f"{tmp_path / 'gone.json'}: cannot be read" in error
 
 
-def test_a_run_goes_on_with_its_own_tokenizer_only(run: Commands, shard: Path, other: bytes) -> None:
+def test_a_run_goes_on_with_its_own_tokenizer_only(run: Any, shard: Path, other: bytes) -> None:
     arguments = (f"data.train={shard}", "train.max_minutes=1e-9")
     assert run(*arguments)[0] == 0
     before = contents(run.folder)
@@ -297,7 +250,7 @@ def test_a_run_goes_on_with_its_own_tokenizer_only(run: Commands, shard: Path, o
     assert "continuing from update 1 of 4" in out
 
 
-def test_other_shards_for_evaluation(run: Commands, shard: Path, tmp_path: Path, other: bytes) -> None:
+def test_other_shards_for_evaluation(run: Any, shard: Path, tmp_path: Path, other: bytes) -> None:
     """Of another tokenizer, given when a run is started and when it is evaluated."""
     foreign = tmp_path / "foreign" / "validation-0.tar"
     foreign.parent.mkdir()
@@ -317,7 +270,7 @@ def test_other_shards_for_evaluation(run: Commands, shard: Path, tmp_path: Path,
     assert run.tool("evaluate", str(run.folder), "--data", str(foreign), "--device", "cpu", "--tasks", "rank")[0] == 0
 
 
-def test_shards_of_another_modality(run: Commands, shard: Path) -> None:
+def test_shards_of_another_modality(run: Any, shard: Path) -> None:
     assert run.tool("shard", "index", str(shard.parent), "--modality", "vision")[0] == 0
     assert "holds vision, but" in run.refused(f"data.train={shard}")
     assert not run.folder.exists()
@@ -330,7 +283,7 @@ def test_shards_of_another_modality(run: Commands, shard: Path) -> None:
     assert "holds speech, but" in err
 
 
-def test_lengths_that_no_index_gives(run: Commands, shard: Path, tmp_path: Path) -> None:
+def test_lengths_that_no_index_gives(run: Any, shard: Path, tmp_path: Path) -> None:
     budget = ("train.micro_length=256", "train.max_minutes=1e-9")
     error = run.refused(f"data.train={shard}", *budget)
     assert "no index gives the lengths of its samples, which train.micro_length needs" in error
@@ -363,6 +316,6 @@ def test_lengths_that_no_index_gives(run: Commands, shard: Path, tmp_path: Path)
         (["text.dropout=1"], "text.dropout=1.0: must be from 0 to below 1"),
     ],
 )
-def test_wrong_settings(run: Commands, shard: Path, overrides: list[str], expected: str) -> None:
+def test_wrong_settings(run: Any, shard: Path, overrides: list[str], expected: str) -> None:
     assert expected in run.refused(f"data.train={shard}", *overrides)
     assert not run.folder.exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import importlib.util
 import json
 import os
 import re
@@ -22,6 +21,7 @@ import torch
 from data2vec.core.config_yaml import flatten
 from data2vec.core.loading import load_run
 from data2vec.core.overrides import from_yaml, tree, validate
+from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -33,14 +33,7 @@ TINY = (
 
 
 def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_for_end_to_end", ROOT / "experiments" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "experiments")  # as for a script, whose folder Python looks into
-        spec.loader.exec_module(module)
-    return module
+    return load_script(ROOT / "experiments" / f"{name}.py")
 
 
 @pytest.fixture(scope="module")

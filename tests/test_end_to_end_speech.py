@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import json
 import re
@@ -22,6 +21,7 @@ from safetensors.torch import load_file
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.shards import ShardWriter
 from data2vec.core.overrides import apply_overrides, from_yaml
+from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 from data2vec.speech import Speech, load_encoder
 
@@ -38,20 +38,6 @@ TINY = (
 )  # fmt: skip
 TASKS = "evaluation.tasks=[knn,rank,positions]"
 V2 = ("speech.predictor.layers=1", "speech.predictor.width=16", "speech.predictor.groups=2", "speech.mask.masks=2")
-
-
-def load(path: Path) -> ModuleType:
-    """An experiment or a tool, with its folder on the path, as Python does it for a script."""
-    name = f"{path.stem}_for_end_to_end_speech"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # workers of a tool look their functions up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 def tiny(*arguments: str) -> list[str]:
@@ -115,7 +101,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.fixture(scope="module")
 def speech_base() -> ModuleType:
-    return load(ROOT / "experiments" / "speech_base.py")
+    return load_script(ROOT / "experiments" / "speech_base.py")
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +205,9 @@ def test_the_second_version_from_a_folder_of_files(tmp_path: Path, capsys: pytes
         path = audio / ("low", "high")[number % 2] / f"{number}.{('flac', 'wav', 'ogg')[number % 3]}"
         path.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(path, clip, RATE)
-    assert load(ROOT / "tools" / "shard.py").main(["speech", str(audio), str(out), "--workers", "1"]) == 0
+    assert load_script(ROOT / "tools" / "shard.py").main(["speech", str(audio), str(out), "--workers", "1"]) == 0
     assert ShardIndex.load(out).samples == 40
-    module = load(ROOT / "experiments" / "speech_base_v2.py")
+    module = load_script(ROOT / "experiments" / "speech_base_v2.py")
     arguments = (*V2, f"data.train={out}/train-*.tar", "evaluation.tasks=[knn]", "evaluation.neighbours=3")
     arguments = (*arguments, "train.updates=3", "train.checkpoint_every=2", "train.keep=3")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -238,7 +224,7 @@ def test_the_second_version_from_a_folder_of_files(tmp_path: Path, capsys: pytes
 
 
 def test_the_evaluation_tool(finished: Finished, tmp_path: Path, shards: Path) -> None:
-    tool, out = load(ROOT / "tools" / "evaluate.py"), tmp_path / "table.json"
+    tool, out = load_script(ROOT / "tools" / "evaluate.py"), tmp_path / "table.json"
     arguments = [str(finished.folder), "--tasks", "knn,linear,rank,positions", "--device", "cpu", "--json", str(out)]
     assert tool.main(arguments) == 0
     table, reported = json.loads(out.read_text()), json.loads((finished.folder / "report.json").read_text())

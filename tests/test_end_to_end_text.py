@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shutil
@@ -20,6 +19,7 @@ from data2vec.core.data.index import ShardIndex
 from data2vec.core.errors import SampleError
 from data2vec.core.loading import load_run
 from data2vec.core.overrides import apply_overrides, from_yaml
+from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 from data2vec.text import Text, Tokenizer, load_encoder
 
@@ -40,20 +40,6 @@ SENTENCES = {
     "wood": "a fox runs below old oak trees where moss <mask> grows near owls at night",
 }
 WORDS = {name: sentence.split() for name, sentence in SENTENCES.items()}
-
-
-def load(path: Path) -> ModuleType:
-    """An experiment or a tool, with its folder on the path, as Python does it for a script."""
-    name = f"{path.stem}_for_end_to_end_text"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # workers of a tool look their functions up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(path.parent)
-        spec.loader.exec_module(module)
-    return module
 
 
 def tiny(*arguments: str) -> list[str]:
@@ -88,7 +74,7 @@ def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) ->
 
 @pytest.fixture(scope="module")
 def text_base() -> ModuleType:
-    return load(ROOT / "experiments" / "text_base.py")
+    return load_script(ROOT / "experiments" / "text_base.py")
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +96,7 @@ class Sharded:
 
     def __init__(self, folder: Path, corpus: Path) -> None:
         self.folder, self.packed, self.labelled = folder, folder / "packed", folder / "labelled"
-        tool = load(ROOT / "tools" / "shard.py")
+        tool = load_script(ROOT / "tools" / "shard.py")
         rest = ["--block", str(BLOCK), "--validation", "0.25", "--workers", "1"]
         learnt = ["--train-tokenizer", str(VOCABULARY)]
         assert tool.main(["text", str(corpus), str(self.packed), *learnt, *rest]) == 0
@@ -208,7 +194,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
 
 def test_the_second_version_with_classes(sharded: Sharded, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Texts of different lengths under two masks each; stopped and continued."""
-    module = load(ROOT / "experiments" / "text_base_v2.py")
+    module = load_script(ROOT / "experiments" / "text_base_v2.py")
     arguments = (*V2, *sharded.data("labelled"), "evaluation.tasks=[knn]", "evaluation.neighbours=3")
     arguments = (*arguments, "train.updates=3", "train.checkpoint_every=2", "train.keep=3")
     whole, parts = tmp_path / "whole", tmp_path / "parts"
@@ -227,7 +213,7 @@ def test_the_second_version_with_classes(sharded: Sharded, tmp_path: Path, capsy
 
 
 def test_batches_by_length(sharded: Sharded, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = load(ROOT / "experiments" / "text_base_v2.py")
+    module = load_script(ROOT / "experiments" / "text_base_v2.py")
     budget = ("train.micro_length=256", "train.batch_length=512", "train.max_minutes=1e-9")
     for update in (1, 2):
         assert command(module, *V2, *budget, *sharded.data("labelled"), f"train.folder={tmp_path}") == 0
@@ -236,7 +222,7 @@ def test_batches_by_length(sharded: Sharded, tmp_path: Path, capsys: pytest.Capt
 
 def test_the_evaluation_tool(finished: Finished, sharded: Sharded, tmp_path: Path, capsys) -> None:
     """The run's own blocks carry no classes; other shards of the same tokenizer do."""
-    tool, out = load(ROOT / "tools" / "evaluate.py"), tmp_path / "table.json"
+    tool, out = load_script(ROOT / "tools" / "evaluate.py"), tmp_path / "table.json"
     arguments = [str(finished.folder), "--tasks", "knn,linear,rank,positions", "--device", "cpu", "--json", str(out)]
     assert tool.main(arguments) == 0
     table, reported = json.loads(out.read_text()), json.loads((finished.folder / "report.json").read_text())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import re
@@ -19,6 +18,7 @@ from data2vec.core import Data2Vec, Experiment
 from data2vec.core.config import DataConfig, TargetsConfig, TransformerConfig
 from data2vec.core.data.shards import ShardWriter
 from data2vec.core.overrides import to_yaml
+from data2vec.core.testing import load_module
 from data2vec.core.training import checkpoint
 from data2vec.vision import MaskConfig, Vision
 
@@ -27,12 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("evaluate_tool", ROOT / "tools" / "evaluate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module("evaluate_tool", ROOT / "tools" / "evaluate.py")
 
 
 @pytest.fixture(scope="module")

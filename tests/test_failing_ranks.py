@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data2vec.core.data.shards import ShardWriter
 from data2vec.core.run import main
 from data2vec.core.testing import load_module, run_distributed
 from data2vec.core.training import checkpoint
@@ -117,6 +118,18 @@ def test_data_that_runs_dry(tmp_path: Path) -> None:
     assert len(messages) == 1
     assert "train-00000" in said(ended, speaker=[message for _, message in ended].index(messages[0]))
     assert saved(tmp_path / "run") in ("update-000000002", "update-000000003")
+
+
+def test_too_many_broken_samples(tmp_path: Path) -> None:
+    """Each rank alone sees too few to judge."""
+    with ShardWriter(tmp_path / "shards" / "text", "train", "text", samples_per_shard=100) as writer:
+        for number in range(20):
+            text = b"some words of a document" if number % 5 else b"\xff\xfe"
+            writer.write(f"{number:02d}", {"txt": text})
+    arguments = ("text", str(tmp_path / "shards"), str(tmp_path / "run"), "data.max_broken=0.1")
+    message = said(run_distributed(command, 2, *arguments))
+    assert "samples are broken, more than data.max_broken=0.1 allows" in message
+    assert "mend the shards, or raise data.max_broken" in message
 
 
 def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:

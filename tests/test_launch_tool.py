@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import signal
@@ -113,12 +112,7 @@ def test_a_run_of_its_own_ends_well_and_its_weights_are_written(shards: Path, tm
 
 
 def tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"{name}_under_test", ROOT / "tools" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_module(f"{name}_under_test", ROOT / "tools" / f"{name}.py")
 
 
 @pytest.mark.parametrize(

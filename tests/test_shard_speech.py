@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +13,7 @@ import soundfile
 from data2vec.core.batch import Sample
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.tar import read, scan
+from data2vec.core.testing import load_module
 from data2vec.speech.loader import AudioConfig, AudioDecoder
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
@@ -23,13 +22,7 @@ NOISE = np.random.default_rng(0).normal(size=24_000).clip(-4, 4) / 5
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shard_tool_for_speech", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # workers look their functions up by name
-    spec.loader.exec_module(module)
-    return module
+    return load_module("shard_tool_for_speech", TOOL)
 
 
 def write(path: Path, length: int = 8000, rate: int = 16_000) -> None:

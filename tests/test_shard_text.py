@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +14,7 @@ from data2vec.core.config import DataConfig
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.pipeline import TrainData
 from data2vec.core.data.tar import read, scan
+from data2vec.core.testing import load_module
 from data2vec.text import Text
 from data2vec.text.loader import unpack_ids
 from data2vec.text.packing import unpack
@@ -27,13 +26,7 @@ LINES = [f"line {number}: the student predicts what teacher {number % 7} sees" f
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shard_tool_for_text", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # workers look their functions up by name
-    spec.loader.exec_module(module)
-    return module
+    return load_module("shard_tool_for_text", TOOL)
 
 
 @pytest.fixture

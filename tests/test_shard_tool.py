@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
@@ -19,19 +18,14 @@ from PIL import Image
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.tar import scan
 from data2vec.core.errors import DataError
+from data2vec.core.testing import load_module
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("shard_tool_under_test", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # workers look their functions up by name
-    spec.loader.exec_module(module)
-    return module
+    return load_module("shard_tool_under_test", TOOL)
 
 
 @pytest.fixture

@@ -118,6 +118,23 @@ def test_every_update_of_a_line_is_checked(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "metrics.jsonl") == []
 
 
+def test_updates_are_checked_between_lines(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
+    monitor.add(1, scalars(loss=1.0), samples=4, waited=0.0)
+    monitor.check()
+    monitor.check()
+    assert monitor.pending
+    monitor.add(2, scalars(loss=2.0) | {"loss_cls": torch.tensor(7.0)}, samples=4, waited=0.0)  # another modality
+    line = monitor.flush()
+    assert (line["update"], line["loss"], line["loss_cls"]) == (2, 1.5, 7.0)
+    assert not monitor.pending
+    monitor.add(3, scalars(loss=float("inf")), samples=4, waited=0.0)
+    with pytest.raises(TrainingError, match="update 3: the loss is not finite"):
+        monitor.check()
+    monitor.close()
+    assert read_metrics(tmp_path / "metrics.jsonl") == [line]
+
+
 def test_a_line_is_the_mean_of_its_updates(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
     for update, loss in ((1, 1.0), (2, 2.0), (3, 6.0)):

@@ -216,7 +216,7 @@ class TrainConfig:
     keep_best: str | None = None
     min_target_spread: float = 0.05  # the run stops when targets or predictions vary less than this
     min_prediction_spread: float = 0.01
-    collapse_after: int = 50  # update from which the spread is checked, and for how many in a row it may be low
+    collapse_after: int = 40  # updates in a row with a low spread that count as a collapse
 
     @property
     def micro_batches(self) -> int | None:

@@ -150,3 +150,12 @@ def load_module(name: str, source: Path) -> ModuleType:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     return sys.modules[name]
+
+
+def load_script(source: Path) -> ModuleType:
+    """An experiment or a tool by its place, with its folder on the path while it is loaded, as when it is run."""
+    sys.path.insert(0, str(source.parent))
+    try:
+        return load_module(f"{source.stem}_as_a_script", source)
+    finally:
+        sys.path.remove(str(source.parent))

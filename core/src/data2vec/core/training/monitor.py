@@ -112,6 +112,7 @@ class Monitor:
         if self.ranks.first:
             self._open(folder, start_update)
         self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._checked: list[tuple[int, dict[str, float]]] = []
         self._samples = 0
         self._waited = 0.0
         self._since = time.perf_counter()
@@ -143,27 +144,41 @@ class Monitor:
     @property
     def pending(self) -> bool:
         """Whether there are updates since the last :meth:`flush`."""
-        return bool(self._pending)
+        return bool(self._pending or self._checked)
 
-    def flush(self, **known: float) -> dict[str, float]:
-        """Check every update since the last call, write the means of their values and ``known``, return that line.
+    def check(self) -> None:
+        """Judge every update that has not been yet, by what all ranks' values add up to; waits for the device.
 
         Raises:
             TrainingError: see :class:`HealthCheck`.
         """
-        updates = [update for update, _ in self._pending]
-        keys = list(self._pending[-1][1])
-        stacked = torch.stack([torch.stack([values[key].float() for key in keys]) for _, values in self._pending])
-        flat = self.ranks.sum(stacked.cpu().flatten().tolist())  # waits for the device
-        rows = [flat[first : first + len(keys)] for first in range(0, len(flat), len(keys))]
-        self._pending.clear()
-        for update, row in zip(updates, rows, strict=True):
-            self.health.check(update, dict(zip(keys, row, strict=True)))
+        if not self._pending:
+            return
+        stacked = torch.stack([value.float() for _, values in self._pending for value in values.values()])
+        sums = iter(self.ranks.sum(stacked.tolist()))  # waits for the device
+        pending, self._pending = self._pending, []
+        for update, values in pending:  # of which every modality may have its own
+            summed = {key: next(sums) for key in values}
+            self.health.check(update, summed)
+            self._checked.append((update, summed))
+
+    def flush(self, **known: float) -> dict[str, float]:
+        """Check, write the means of all updates since the last call and ``known``, return that line.
+
+        Raises:
+            TrainingError: see :class:`HealthCheck`.
+        """
+        self.check()
+        by_key: dict[str, list[float]] = {}
+        for _, values in self._checked:
+            for key, value in values.items():
+                by_key.setdefault(key, []).append(value)
         seconds = max(time.perf_counter() - self._since, 1e-9)
         line = {
-            "update": updates[-1],
-            **{key: sum(c) / len(c) for key, c in zip(keys, zip(*rows, strict=True), strict=True)},
+            "update": self._checked[-1][0],
+            **{key: sum(values) / len(values) for key, values in by_key.items()},
         }
+        self._checked.clear()
         line |= {"samples_per_second": self._samples / seconds, "data_wait": self._waited / seconds, **known}
         if "flops_per_sample" in line:
             line["tflops"] = line.pop("flops_per_sample") * line["samples_per_second"] / 1e12

@@ -37,6 +37,7 @@ from data2vec.core.training.schedule import learning_rate
 from data2vec.core.training.share import Share
 
 _log = logging.getLogger(__name__)
+_CHECK_EVERY = 10  # updates after which their values are looked at, however rare log lines are
 _RANK_EVERY = 10  # log lines from one effective rank to the next
 _RANK_SAMPLES = 64
 
@@ -196,6 +197,9 @@ class Trainer:
                     with self.ranks.together():
                         self.display.update(monitor.flush(**known), train.updates)
                     lines += 1
+                elif progress.update % _CHECK_EVERY == 0:
+                    with self.ranks.alike():
+                        monitor.check()
                 if saving:
                     with monitor.paused():
                         self.save(best=best)

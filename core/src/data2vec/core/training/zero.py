@@ -179,7 +179,7 @@ class DeepSpeedEngine:
         return torch.as_tensor(float("nan") if norm is None else norm, device=self.device)
 
     def _forget_gradients(self) -> None:
-        """Else a parameter without a gradient in the next update (a dropped layer, another modality) gets this one's."""
+        """Else a parameter without a gradient in the next update, as of a dropped layer, would get this one's."""
         zero = self._engine.optimizer
         if self.stage == 3:
             zero.grad_partitions_flat_buffer.zero_()
