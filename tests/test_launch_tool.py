@@ -61,8 +61,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_launched_interrupted_and_continued(shards: Path, tmp_path: Path) -> None:
-    """The default experiment on two ranks, stopped through the launcher; then a file by its name at another stage."""
+def test_the_default_experiment_is_stopped_through_the_launcher(shards: Path, tmp_path: Path) -> None:
     arguments = ("--sample", f"data.train={shards}", "vision.channels=3", "vision.mean=[0.5,0.5,0.5]",
                  "vision.std=[0.3,0.3,0.3]", f"train.folder={tmp_path / 'run'}", *TINY)  # fmt: skip
     process = launch(tmp_path, *arguments, "train.updates=100000", "train.checkpoint_every=5")
@@ -77,14 +76,6 @@ def test_launched_interrupted_and_continued(shards: Path, tmp_path: Path) -> Non
     assert "stopped (interrupted) at update" in output
     reached = checkpoint.latest(tmp_path / "run" / "checkpoints")
     assert reached is not None
-    update = int(reached.name.split("-")[1])
-    name = "experiments/vision_base.py"
-    more = (f"train.updates={update + 3}", "engine.zero_stage=3", "train.checkpoint_every=2")
-    refused = launch(tmp_path, str(ROOT / name), *arguments, *more)
-    output, _ = refused.communicate(timeout=120)
-    assert refused.returncode != 0
-    assert output.count("error:") == 1  # the schedule depends on train.updates
-    assert "train.updates" in output
 
 
 def test_a_run_of_its_own_ends_well_and_its_weights_are_written(shards: Path, tmp_path: Path) -> None:
