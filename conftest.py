@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -28,12 +27,6 @@ multiprocessing.set_forkserver_preload([
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
-
-
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Start that server beside the first tests, where there are enough of them to hide how long it takes."""
-    if len(session.items) > 200 and not session.config.option.collectonly:
-        forkserver.ensure_running()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
