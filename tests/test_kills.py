@@ -24,7 +24,7 @@ from data2vec.core.testing import load_module
 from data2vec.core.training import checkpoint
 from data2vec.core.training.monitor import read_metrics
 
-UPDATES = 10
+UPDATES = 8
 ENDS_WITHIN = 20.0  # s after another rank was killed
 
 
