@@ -135,11 +135,21 @@ def test_too_many_broken_samples(tmp_path: Path) -> None:
 
 
 def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
-    """A whole run whose data ends on rank 1."""
+    """A whole run whose data ends on rank 1, while rank 0 still waits for that rank's part of the last checkpoint."""
+    import time
+
     from data2vec.core.data import pipeline
     from data2vec.core.errors import DataError
+    from data2vec.core.training import saver
 
-    whole = pipeline.training_batches
+    whole, write_part = pipeline.training_batches, checkpoint.write_part
+
+    def write_slowly(*arguments: Any, **named: Any) -> None:
+        time.sleep(0.3 if os.environ["RANK"] == "1" else 0.0)
+        write_part(*arguments, **named)
+
+    saver._POLL_SECONDS = 1.5
+    checkpoint.write_part = write_slowly
 
     def batches(*arguments: Any) -> Any:
         for number, batch in enumerate(whole(*arguments)):

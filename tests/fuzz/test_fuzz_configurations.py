@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +86,10 @@ def test_configurations(request: pytest.FixtureRequest, place: Place) -> None:
     outcomes = fuzz(request, "configurations", place, case)
     valid = sum(outcome.value is not None for outcome in outcomes)
     assert valid > len(outcomes) // 50 or len(outcomes) < 100
+
+
+def test_a_pipe_for_a_configuration(place: Place) -> None:
+    path = place.run / "config.yaml"
+    os.mkfifo(path)
+    outcome = guard.guarded(lambda: from_yaml(path), place.run, (ConfigError,))
+    assert "is no regular file" in str(outcome.error)

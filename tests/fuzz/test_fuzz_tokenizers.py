@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +100,32 @@ def test_tokenizers(request: pytest.FixtureRequest, place: Any) -> None:
     outcomes = fuzz(request, "tokenizers", place, case)
     if len(outcomes) >= 100:
         assert 0.05 < sum(outcome.error is None for outcome in outcomes) / len(outcomes) < 0.9
+
+
+# What was found, each case alone.
+
+
+def test_a_text_that_the_rules_fail_on(place: Any) -> None:
+    tree = json.loads(unigram())
+    tree["model"]["unk_id"] = None
+    path = place.run / "tokenizer.json"
+    path.write_text(json.dumps(tree))
+    outcome = guard.guarded(lambda: use(path), place.run, (SampleError,))
+    assert "the tokenizer's rules fail on this text" in str(outcome.error)
+
+
+def test_a_pattern_that_takes_too_long(place: Any) -> None:
+    """The library panics, which is no Exception."""
+    tree = json.loads(byte_pairs())
+    tree["pre_tokenizer"] = {"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}
+    path = place.run / "tokenizer.json"
+    path.write_text(json.dumps(tree))
+    outcome = guard.guarded(lambda: use(path), place.run, (SampleError,))
+    assert "the tokenizer's rules fail on this text" in str(outcome.error)
+
+
+def test_a_pipe_for_a_tokenizer(place: Any) -> None:
+    path = place.run / "tokenizer.json"
+    os.mkfifo(path)
+    outcome = guard.guarded(lambda: use(path), place.run, (DataError,))
+    assert f"{path}: cannot be read (is no regular file)" in str(outcome.error)

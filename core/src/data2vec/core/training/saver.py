@@ -102,8 +102,8 @@ class Saver:
     def _wait_for_parts(self, writing: Path, world: int) -> bool:
         until = time.monotonic() + _PATIENCE_SECONDS
         while not checkpoint.parts_written(writing, world):
-            if self._abandoned.wait(_POLL_SECONDS):
-                return False
+            if self._abandoned.wait(_POLL_SECONDS):  # what the others wrote before they ended counts
+                return checkpoint.parts_written(writing, world)
             if time.monotonic() > until:
                 raise CheckpointError(
                     f"the parts of other ranks do not appear in {writing}; train.folder must be a folder that all "

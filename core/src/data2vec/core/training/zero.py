@@ -181,20 +181,18 @@ class DeepSpeedEngine:
     def _forget_gradients(self) -> None:
         """Else a parameter without a gradient in the next update, as of a dropped layer, would get this one's."""
         zero = self._engine.optimizer
+        kept: list[Tensor] = []
+        offloaded: list[Tensor] = []  # partitions whose gradients, and norms of those, stay in host memory
         if self.stage == 3:
-            zero.grad_partitions_flat_buffer.zero_()
-            offloaded, partitions = zero.offload_optimizer, zero.fp32_partitioned_groups_flat
-        else:
-            offloaded, partitions = self.stage > 0 and zero.cpu_offload, ()
-            if offloaded:
-                partitions = zero.single_partition_of_fp32_groups
-                for gradient in zero.accumulated_grads_in_cpu.values():
-                    gradient.zero_()
+            kept = [zero.grad_partitions_flat_buffer]
+            offloaded = zero.fp32_partitioned_groups_flat if zero.offload_optimizer else []
+        elif self.stage and zero.cpu_offload:
+            kept = list(zero.accumulated_grads_in_cpu.values())
+            offloaded = zero.single_partition_of_fp32_groups
         if offloaded:
             zero.norm_for_param_grads.clear()
-            for partition in partitions:
-                if partition.grad is not None:
-                    partition.grad.zero_()
+        for gradient in (*kept, *(partition.grad for partition in offloaded if partition.grad is not None)):
+            gradient.zero_()
 
     @torch.no_grad()
     def update_teacher(self, update: int) -> None:
