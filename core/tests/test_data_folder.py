@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from data2vec.core.data.folder import HIDDEN, LOOP, PLAIN, SPECIAL, count_left_out, list_files, unique_key
 from data2vec.core.errors import DataError
 

@@ -87,7 +87,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...], hidden: bool) -> Ite
     for entry in entries:
         below = hidden or entry.name.startswith(".")
         path = Path(folder, entry.name)
-        if entry.is_dir() and not _is_above(path, here):
+        if path.is_dir() and not _is_above(path, here):
             yield from _walk(path, here, below)
         else:
             yield path, below
