@@ -27,10 +27,11 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.errors import CheckpointError
-from data2vec.core.model.encoder import Positions
+from data2vec.core.model.encoder import Collect, Positions, Tokens
 from data2vec.core.model.mask import Mask
-from data2vec.core.model.predictor import ConvolutionalPredictor
 from data2vec.core.overrides import validate
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.predictor import ConvolutionalPredictor
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.speech import MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech.published import load_published, our_name, teacher_state
@@ -147,7 +148,7 @@ class TestVersion1:
         assert features.shape == (FRAMES,)
         assert relative_error(features.x, golden["features"]) < TOLERANCE
         tokens = model.student.frontend("speech").extractor(golden["input"])
-        encoded = model.student("speech", tokens.x, tokens.shape, collect=LayerOutput.FEED_FORWARD)
+        encoded = model.student.encode("speech", tokens, collect=Collect(LayerOutput.FEED_FORWARD))
         assert len(encoded.layers) == 3
         for ours, theirs in zip(encoded.layers, golden["feature_layers"], strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
@@ -158,21 +159,21 @@ class TestVersion1:
         assert relative_error(encoded.x, golden["student_encoder"]) < TOLERANCE
 
     def test_loss_targets_and_predictions(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        output = model(clips(golden), mask)
+        output = model(Masked(clips(golden), mask))
         assert output.count == int(golden["sample_size"])
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
-        assert relative_error(output.statistics["target_spread"], golden["target_std"]) < TOLERANCE
-        assert relative_error(output.statistics["prediction_spread"], golden["pred_std"]) < TOLERANCE
+        assert relative_error(output.moments["target_spread"].spread(), golden["target_std"]) < TOLERANCE
+        assert relative_error(output.moments["prediction_spread"].spread(), golden["pred_std"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        model(clips(golden), mask).loss.backward()
+        model(Masked(clips(golden), mask)).loss.backward()
         errors = gradient_norms(model, golden)
         assert len(errors) == 73
         assert max(errors.values()) < GRADIENT_TOLERANCE, errors
 
     def test_the_mask_matters(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
         inverted = Mask.of(~mask.hidden, visible_only=False)
-        assert relative_error(model(clips(golden), inverted).loss, golden["loss"]) > 1e-3
+        assert relative_error(model(Masked(clips(golden), inverted)).loss, golden["loss"]) > 1e-3
 
 
 class TestVersion2:
@@ -214,13 +215,13 @@ class TestVersion2:
         assert relative_error(model.make_targets(clips(golden)), golden["targets"]) < TOLERANCE
 
     def test_loss(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        output, count = model(clips(golden), mask), int(golden["sample_size"])
+        output, count = model(Masked(clips(golden), mask)), int(golden["sample_size"])
         assert output.count == count
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
         assert relative_error(output.total, golden["losses/AUDIO_regression"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        model(clips(golden), mask).loss.backward()
+        model(Masked(clips(golden), mask)).loss.backward()
         errors = gradient_norms(model, golden)
         assert len(errors) == 77
         assert "modality_encoders.AUDIO.alibi_scale" in errors
@@ -230,12 +231,12 @@ class TestVersion2:
         features = model.features(clips(golden), layers="last", of="student")
         assert relative_error(features.x, golden["features"]) < TOLERANCE
         tokens = model.student.frontend("speech").extractor(golden["input"])
-        encoded = model.student("speech", tokens.x, tokens.shape, collect=LayerOutput.FEED_FORWARD)
+        encoded = model.student.encode("speech", tokens, collect=Collect(LayerOutput.FEED_FORWARD))
         for ours, theirs in zip(encoded.layers, golden["feature_layers"], strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
     def test_teacher_after_one_update(self, model: Data2Vec, golden: Golden) -> None:
-        assert model.update_teacher(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
+        assert model.after_step(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
         state = model.state_dict()
         after = teacher_state(golden.under("teacher_after_one_update"))
         assert len(after) == 55
@@ -300,7 +301,7 @@ class TestPadding:
         frontend.positions = LeakingPositions(positions.convolutions, zero_first=version == 1)
         padding = torch.arange(FRAMES) >= torch.tensor([[39], [29]])
         x = frontend.extractor(golden["input"]).x  # not zeroed on padding
-        encoded = model.student("speech", x, (FRAMES,), padding=padding)
+        encoded = model.student.encode("speech", Tokens(x, (FRAMES,), padding))
         assert relative_error(encoded.x[1, :29], golden["features"][1, :29]) < TOLERANCE
 
     def test_targets_and_loss_too(self, version: int, difference: float) -> None:
@@ -308,9 +309,11 @@ class TestPadding:
         hidden = golden["mask"].bool().view(2, -1, FRAMES)
         padding = torch.arange(FRAMES) >= torch.tensor([[39], [29]])
         sees_visible = version == 2
-        together = model(clips(golden, LENGTHS), Mask.of(hidden, visible_only=sees_visible, padding=padding))
+        together = model(Masked(clips(golden, LENGTHS), Mask.of(hidden, visible_only=sees_visible, padding=padding)))
         singles = [
-            model(alone(golden, index), Mask.of(hidden[index : index + 1, :, :frames], visible_only=sees_visible))
+            model(
+                Masked(alone(golden, index), Mask.of(hidden[index : index + 1, :, :frames], visible_only=sees_visible))
+            )
             for index, frames in enumerate((39, 29))
         ]
         assert together.count == sum(single.count for single in singles)

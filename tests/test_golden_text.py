@@ -27,9 +27,11 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect
 from data2vec.core.model.mask import Mask
-from data2vec.core.model.predictor import ConvolutionalPredictor
 from data2vec.core.overrides import validate
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.predictor import ConvolutionalPredictor
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.text import MaskConfig, Text
 from data2vec.text.published import load_published, our_place, teacher_state
@@ -100,13 +102,13 @@ class TestVersion1:
         assert relative_error(features.x[valid], golden["features"][valid]) < TOLERANCE
 
     def test_loss(self, model: Data2Vec, golden: Golden, batch: Batch, mask: Mask) -> None:
-        output = model(batch, mask)
+        output = model(Masked(batch, mask))
         assert output.count == int(golden["sample_size"])
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
         assert relative_error(output.total, golden["losses/main"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, batch: Batch, mask: Mask) -> None:
-        model(batch, mask).loss.backward()
+        model(Masked(batch, mask)).loss.backward()
         norms = gradient_norms(model, golden)
         # A bias of the keys cannot change a softmax: what both sides have there is rounding.
         constant = {name: norms.pop(name) for name in list(norms) if name.endswith("k_proj.bias")}
@@ -119,10 +121,10 @@ class TestVersion1:
     def test_the_mask_and_the_replaced_tokens_matter(
         self, model: Data2Vec, golden: Golden, batch: Batch, mask: Mask
     ) -> None:
-        read = model(replace(batch, student_inputs=None), mask)
+        read = model(Masked(replace(batch, student_inputs=None), mask))
         assert relative_error(read.loss, golden["loss"]) > 1e-3
         shifted = Mask.of(mask.hidden.roll(1, dims=2), visible_only=False)
-        assert relative_error(model(batch, shifted).loss, golden["loss"]) > 1e-3
+        assert relative_error(model(Masked(batch, shifted)).loss, golden["loss"]) > 1e-3
 
 
 class TestVersion2:
@@ -214,13 +216,13 @@ class TestVersion2:
         assert relative_error(model.make_targets(batch), golden["targets"]) < TOLERANCE
 
     def test_loss(self, model: Data2Vec, golden: Golden, batch: Batch, mask: Mask) -> None:
-        output = model(batch, mask)
+        output = model(Masked(batch, mask))
         assert output.count == int(golden["sample_size"])
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
         assert relative_error(output.losses["regression"] * output.count, golden["losses/TEXT_regression"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, batch: Batch, mask: Mask) -> None:
-        model(batch, mask).loss.backward()
+        model(Masked(batch, mask)).loss.backward()
         errors = {name: abs(a - b) / b for name, (a, b) in gradient_norms(model, golden).items()}
         assert len(errors) == 48
         assert max(errors.values()) < GRADIENT_TOLERANCE, errors
@@ -228,12 +230,12 @@ class TestVersion2:
     def test_features_and_their_layers(self, model: Data2Vec, golden: Golden, batch: Batch) -> None:
         assert relative_error(model.features(batch, layers="last", of="student").x, golden["features"]) < TOLERANCE
         tokens = model.student.frontend("text").extractor(batch.inputs)
-        encoded = model.student("text", tokens.x, tokens.shape, collect=LayerOutput.FEED_FORWARD)
+        encoded = model.student.encode("text", tokens, collect=Collect(LayerOutput.FEED_FORWARD))
         for ours, theirs in zip(encoded.layers, golden["feature_layers"], strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
     def test_teacher_after_one_update(self, model: Data2Vec, golden: Golden) -> None:
-        assert model.update_teacher(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
+        assert model.after_step(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
         state = model.state_dict()
         after = teacher_state(golden.under("teacher_after_one_update"))
         assert len(after) == 36

@@ -26,9 +26,11 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect, Tokens
 from data2vec.core.model.mask import Mask
-from data2vec.core.model.predictor import ConvolutionalPredictor
 from data2vec.core.overrides import validate
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.predictor import ConvolutionalPredictor
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.vision import MaskConfig, MaskKind, PositionKind, Vision
 from data2vec.vision.published import load_published, our_name, teacher_state
@@ -107,21 +109,21 @@ class TestVersion1:
         assert relative_error(features.x, golden["student_encoder"]) < TOLERANCE
 
     def test_loss_targets_and_predictions(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        output = model(images(golden), mask)
+        output = model(Masked(images(golden), mask))
         assert output.count == int(golden["sample_size"])
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
-        assert relative_error(output.statistics["target_spread"], golden["target_std"]) < TOLERANCE
-        assert relative_error(output.statistics["prediction_spread"], golden["pred_std"]) < TOLERANCE
+        assert relative_error(output.moments["target_spread"].spread(), golden["target_std"]) < TOLERANCE
+        assert relative_error(output.moments["prediction_spread"].spread(), golden["pred_std"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        model(images(golden), mask).loss.backward()
+        model(Masked(images(golden), mask)).loss.backward()
         errors = gradient_norms(model, golden)
         assert len(errors) == 52
         assert max(errors.values()) < GRADIENT_TOLERANCE, errors
 
     def test_the_mask_matters(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
         inverted = Mask.of(~mask.hidden, visible_only=False)
-        assert relative_error(model(images(golden), inverted).loss, golden["loss"]) > 1e-3
+        assert relative_error(model(Masked(images(golden), inverted)).loss, golden["loss"]) > 1e-3
 
 
 class TestVersion2:
@@ -183,7 +185,8 @@ class TestVersion2:
         patches, start = extractor.embed(golden["input"].double()), extractor.positions.positions
 
         def residual(change: Tensor) -> Tensor:
-            encoded = encoder("vision", patches + start + change, (4, 4), collect=LayerOutput.FEED_FORWARD)
+            tokens = Tokens(patches + start + change, (4, 4))
+            encoded = encoder.encode("vision", tokens, collect=Collect(LayerOutput.FEED_FORWARD))
             return torch.stack([layer[:, 1:] for layer in encoded.layers]) - expected
 
         change = torch.zeros_like(start)
@@ -223,14 +226,14 @@ class TestVersion2:
         assert relative_error(model.make_targets(images(golden)), golden["targets"]) < TOLERANCE
 
     def test_loss_and_its_parts(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        output, count = model(images(golden), mask), int(golden["sample_size"])
+        output, count = model(Masked(images(golden), mask)), int(golden["sample_size"])
         assert output.count == count
         assert relative_error(output.loss, golden["loss"]) < TOLERANCE
         assert relative_error(output.losses["regression"] * count, golden["losses/IMAGE_regression"]) < TOLERANCE
         assert relative_error(output.losses["cls"] * 0.01 * ROWS * count, golden["losses/cls"]) < TOLERANCE
 
     def test_gradient_norm_of_every_parameter(self, model: Data2Vec, golden: Golden, mask: Mask) -> None:
-        model(images(golden), mask).loss.backward()
+        model(Masked(images(golden), mask)).loss.backward()
         errors = gradient_norms(model, golden)
         assert len(errors) == 59
         assert max(errors.values()) < GRADIENT_TOLERANCE, errors
@@ -238,7 +241,8 @@ class TestVersion2:
     def test_features_and_their_layers(self, model: Data2Vec, golden: Golden) -> None:
         batch = images(golden)
         assert relative_error(model.features(batch, layers="last", of="student").x, golden["features"]) < TOLERANCE
-        encoded = model.student("vision", *self._tokens(model, golden), collect=LayerOutput.FEED_FORWARD)
+        tokens = Tokens(*self._tokens(model, golden))
+        encoded = model.student.encode("vision", tokens, collect=Collect(LayerOutput.FEED_FORWARD))
         for ours, theirs in zip(encoded.layers, golden["feature_layers"], strict=True):
             assert relative_error(ours, theirs) < TOLERANCE
 
@@ -248,7 +252,7 @@ class TestVersion2:
         return tokens.x, tokens.shape
 
     def test_teacher_after_one_update(self, model: Data2Vec, golden: Golden) -> None:
-        assert model.update_teacher(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
+        assert model.after_step(11) == pytest.approx(golden.meta["ema_decay_used"], abs=1e-12)
         state = model.state_dict()
         after = teacher_state(golden.under("teacher_after_one_update"))
         assert len(after) == 54

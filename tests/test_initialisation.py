@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.initialisation import truncated_normal_
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.testing import load_module
 
 scenario = load_module("scenarios_of_initialisation", Path(__file__).with_name("scenarios.py")).scenario

@@ -156,7 +156,7 @@ def shards_of_a_teacher(stage: int) -> dict[str, Any]:
     experiment = experiment.replace(engine={"kind": EngineKind.DEEPSPEED, "zero_stage": stage})
     torch.manual_seed(0)
     engine: Any = build_engine(Data2Vec.build(experiment), experiment, join("cpu"))
-    pairs = engine.model.teacher.averaged(engine.model.student)
+    pairs = engine.task.followers()
     here = sum((mine.ds_tensor if stage == 3 else mine).numel() for _, mine, _ in pairs)
     names = (
         "all_reduce", "all_gather", "all_gather_into_tensor", "all_to_all_single", "broadcast", "reduce",
@@ -164,12 +164,12 @@ def shards_of_a_teacher(stage: int) -> dict[str, Any]:
     )  # fmt: skip
     calls: list[str] = []
     with mock.patch.multiple(dist, **{name: lambda *a, name=name, **k: calls.append(name) for name in names}):
-        engine.update_teacher(1)
+        engine.task.after_step(1, engine.move)
     before = [(mine.ds_tensor if stage == 3 else mine).clone() for _, mine, _ in pairs]
     with torch.no_grad():
         for _, _, theirs in pairs:
             (theirs.ds_tensor if stage == 3 else theirs).add_(1.0)
-    engine.update_teacher(1)
+    engine.task.after_step(1, engine.move)
     moved = [
         float(((mine.ds_tensor if stage == 3 else mine) - old).abs().max())
         for (_, mine, _), old in zip(pairs, before, strict=True)

@@ -22,7 +22,6 @@ from data2vec.core.testing import load_module, run_distributed
 from data2vec.core.training.build import build_engine
 from data2vec.core.training.flops import step_flops
 from data2vec.core.training.ranks import Ranks
-from data2vec.core.training.trainer import hide
 
 TOOL = Path(__file__).parents[1] / "tools" / "plan.py"
 BUCKET = 50_000
@@ -109,20 +108,18 @@ def on_a_rank(name: str, engines: list[tuple[str, int]]) -> list[dict[str, int]]
         experiment = experiment_of(name).replace(engine={"kind": EngineKind(kind), "zero_stage": stage})
         torch.manual_seed(0)
         engine: Any = build_engine(Data2Vec.build(experiment), experiment, ranks)
-        modality = experiment.modalities[name.partition("_")[0]]
-        masker = modality.build_masker()
-        engine.model.train()
+        engine.task.train()
         found: dict[str, int] = {}
         for update in range(2):
             sent.clear()
             for number in range(PASSES):
                 first = 2 * number + ranks.rank
                 batch = scenarios.batch_of(experiment, update, slice(first, first + 1))
-                batch, mask = hide(engine.model, modality, masker, batch, seed=3, update=update)
-                engine.forward_backward(batch, mask, count=4 * mask.count, update=update)
+                prepared = engine.task.prepare(batch, seed=3, update=update)
+                engine.accumulate(prepared, scale=0.25 / prepared.count, update=update)
             if hasattr(engine, "_engine"):
-                engine._engine.module.output = None  # the loss, and the graph it holds
-            del batch, mask
+                engine._engine.module.given = None  # the loss, and the graph it holds
+            del batch, prepared
             found["backward"] = sum(s.nbytes() for key, s in live().items() if key not in before)
             engine.step(1e-3, update + 1)
         found["step"] = sum(s.nbytes() for key, s in live().items() if key not in before)
@@ -163,8 +160,8 @@ def test_the_trace_is_what_a_step_computes_and_keeps(tool: ModuleType, name: str
 
     batch = Batch(key, inputs, torch.arange(3), torch.full((3,), -1))
     model = Data2Vec.build(experiment)
-    batch, mask = hide(model, modality, modality.build_masker(), batch, seed=0, update=0)
-    assert traced.flops == pytest.approx(step_flops(model, batch, mask) / 3, rel=0.05)
+    prepared = model.prepare(batch, seed=0, update=0)
+    assert traced.flops == pytest.approx(step_flops(model, prepared) / 3, rel=0.05)
     assert traced.trained == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert traced.frozen == sum(p.numel() for p in model.parameters() if not p.requires_grad)
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -176,7 +173,7 @@ def test_the_trace_is_what_a_step_computes_and_keeps(tool: ModuleType, name: str
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        total = model(batch, mask).total
+        total = model(prepared).total
     assert traced.whole.of(3) == pytest.approx(sum(kept.values()), rel=0.1)
     assert traced.checkpointed.of(3) < traced.whole.of(3)
     del total

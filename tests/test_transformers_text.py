@@ -10,6 +10,7 @@ from transformers import Data2VecTextConfig, Data2VecTextForMaskedLM, Data2VecTe
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.config import LayerOutput, NormOrder, TargetsConfig, TeacherConfig, TeacherShares, TransformerConfig
 from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect
 from data2vec.core.testing import relative_error
 from data2vec.text import Text
 from data2vec.text.published import load_transformers
@@ -90,7 +91,7 @@ def test_hidden_states_of_every_layer(shape, lengths, shares) -> None:
     states = reference(texts.inputs, attention_mask=valid.long(), output_hidden_states=True).hidden_states
     for encoder in (model.student, model.teacher.encoder):
         tokens = encoder.frontend("text").extractor(texts.inputs, texts.lengths)
-        encoded = encoder("text", tokens.x, tokens.shape, padding=tokens.padding, collect=LayerOutput.BLOCK)
+        encoded = encoder.encode("text", tokens, collect=Collect(LayerOutput.BLOCK))
         assert len(states) == 1 + len(encoded.layers) == 1 + shape[0]
         for theirs_x, ours_x in zip(states, [tokens.x, *encoded.layers], strict=True):
             assert relative_error(ours_x[valid], theirs_x[valid]) < TOLERANCE

@@ -12,6 +12,7 @@ from transformers import Data2VecVisionConfig, Data2VecVisionForImageClassificat
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.config import LayerOutput, TargetsConfig, TeacherConfig, TeacherShares, TransformerConfig
 from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect
 from data2vec.core.testing import relative_error
 from data2vec.vision import MaskConfig, PositionKind, Vision
 from data2vec.vision.published import load_transformers
@@ -91,7 +92,7 @@ def compare(reference: nn.Module, model: Data2Vec, config: Data2VecVisionConfig)
         frontend = encoder.frontend("vision")
         tokens = frontend.extractor(inputs)
         embedded = frontend(tokens.x, None, None)
-        encoded = encoder("vision", tokens.x, tokens.shape, collect=LayerOutput.BLOCK)
+        encoded = encoder.encode("vision", tokens, collect=Collect(LayerOutput.BLOCK))
         assert len(states) == 1 + len(encoded.layers) == 1 + config.num_hidden_layers
         for theirs_x, ours_x in zip(states, [embedded, *encoded.layers], strict=True):
             assert relative_error(ours_x, theirs_x) < TOLERANCE

@@ -74,7 +74,15 @@ def _evaluate(arguments: argparse.Namespace, console: Console) -> dict[str, obje
         f"{experiment.name}, update {run.update:,}: {train.total:,} samples to fit the probes, {test.total:,} to judge"
     )
     with console.status("taking features") as status:
-        evaluated = evaluate_model(experiment, run.model, run.device, name, train, test, progress=status.update)
+        evaluated = evaluate_model(
+            experiment,
+            run.model.compared(experiment, run.device),
+            run.device,
+            name,
+            train,
+            test,
+            progress=status.update,
+        )
     console.print(evaluated.table.to_rich())
     return {"run": str(run.folder), "update": run.update, "modality": name, **evaluated.table.to_json()}
 

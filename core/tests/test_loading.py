@@ -28,7 +28,7 @@ def test_a_loaded_run_gives_the_features_of_the_trained_model(shards: Path, tmp_
     assert (loaded.update, loaded.experiment) == (UPDATES, experiment)
     for layers in ("top_k", "last", 1):
         for of in ("teacher", "student"):
-            expected = trainer.engine.model.features(batch, layers=layers, of=of)
+            expected = trainer.engine.task.features(batch, layers=layers, of=of)
             found = loaded.features(batch.inputs, layers=layers, of=of)
             assert torch.equal(found.x, expected.x)
             assert found.shape == (LENGTH,)

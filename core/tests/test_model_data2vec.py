@@ -26,10 +26,12 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.model.attention import AttentionBias
-from data2vec.core.model.data2vec import Data2Vec, Output
 from data2vec.core.model.encoder import Extractor, Frontend, Positions, Tokens
 from data2vec.core.model.mask import Mask
 from data2vec.core.model.transformer import build_blocks
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.task import Step
 
 WIDTH, INPUT, LENGTH = 12, 3, 10
 
@@ -143,8 +145,8 @@ def masks_for(experiment: Experiment, samples: int, masks: int, *, length: int =
 
 def predict(model: Data2Vec, batch: Batch, mask: Mask) -> Tensor:
     tokens = model.student.frontend("toy").extractor(batch.inputs, batch.lengths)
-    encoded, padding = model.encode_masked("toy", tokens, mask)
-    out: Tensor = model.predictors["toy"](encoded.positions, mask, tokens.shape, padding)
+    encoded, rows = model.encode_masked("toy", tokens, mask)
+    out: Tensor = model.predictors["toy"](encoded.positions, mask, tokens.shape, rows.padding)
     return out
 
 
@@ -156,7 +158,7 @@ def test_every_parameter_of_student_and_predictor_learns(
 ) -> None:
     model = build(replace(experiment, teacher=TeacherConfig(shares=shares)), neighbours=neighbours, bias=True)
     batch, mask = batch_of(torch.randn(3, LENGTH, INPUT)), masks_for(experiment, 3, 2)
-    output = model(batch, mask)
+    output = model(Masked(batch, mask))
     assert output.count == 3 * 2 * 4
     torch.testing.assert_close(output.losses["regression"], output.loss.detach())
     output.loss.backward()
@@ -175,10 +177,11 @@ def test_every_parameter_of_student_and_predictor_learns(
 def test_many_masks_equal_as_many_passes_of_one(experiment: Experiment) -> None:
     model = build(experiment, neighbours=True, bias=True)
     batch, mask = batch_of(torch.randn(3, LENGTH, INPUT)), masks_for(experiment, 3, 4)
-    together = model(batch, mask)
+    together = model(Masked(batch, mask))
     visible_only = mask.visible is not None
     alone = [
-        model(batch, Mask.of(mask.hidden[:, number : number + 1], visible_only=visible_only)) for number in range(4)
+        model(Masked(batch, Mask.of(mask.hidden[:, number : number + 1], visible_only=visible_only)))
+        for number in range(4)
     ]
     torch.testing.assert_close(together.loss, torch.stack([output.loss for output in alone]).mean())
     torch.testing.assert_close(together.total, torch.stack([output.total for output in alone]).sum())
@@ -212,13 +215,13 @@ def test_a_padded_batch_equals_its_samples_one_by_one(
     inputs = torch.randn(len(lengths), LENGTH, INPUT)
     batch = batch_of(inputs, lengths)
     mask = masks_for(experiment, len(lengths), 2, length=5, count=3)
-    together, features = model(batch, mask), model.features(batch)
+    together, features = model(Masked(batch, mask)), model.features(batch)
     assert features.padding is not None
-    outputs: list[Output] = []
+    outputs: list[Step] = []
     for sample, length in enumerate(lengths):
         alone = batch_of(inputs[sample : sample + 1, :length])
         hidden = mask.hidden[sample : sample + 1, :, :length]
-        outputs.append(model(alone, Mask.of(hidden, visible_only=mask.visible is not None)))
+        outputs.append(model(Masked(alone, Mask.of(hidden, visible_only=mask.visible is not None))))
         single = model.features(alone)
         torch.testing.assert_close(features.x[sample, :length], single.x[0], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(features.mean()[sample], single.mean()[0], rtol=1e-3, atol=1e-4)
@@ -232,13 +235,15 @@ def test_accumulated_batches_equal_one(experiment: Experiment) -> None:
     """Sum of totals over sum of counts, for parts of any size; gradients too."""
     model = build(experiment)
     inputs, mask = torch.randn(5, LENGTH, INPUT), masks_for(experiment, 5, 2)
-    whole = model(batch_of(inputs), mask)
+    whole = model(Masked(batch_of(inputs), mask))
     whole.loss.backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     total, count = 0.0, 0
     for part in (slice(0, 1), slice(1, 5)):
-        output = model(batch_of(inputs[part]), Mask.of(mask.hidden[part], visible_only=mask.visible is not None))
+        output = model(
+            Masked(batch_of(inputs[part]), Mask.of(mask.hidden[part], visible_only=mask.visible is not None))
+        )
         (output.total / whole.count).backward()
         total, count = total + float(output.total.detach()), count + output.count
     assert count == whole.count
@@ -281,8 +286,8 @@ def test_student_inputs_are_for_the_student_alone() -> None:
     corrupted = replace(batch, student_inputs=batch.inputs + 1)
     tokens = model.student.frontend("toy").extractor(corrupted.student_inputs)
     torch.testing.assert_close(model.make_targets(corrupted, tokens), model.make_targets(batch))
-    output, plain = model(corrupted, mask), model(batch, mask)
-    torch.testing.assert_close(output.statistics["target_spread"], plain.statistics["target_spread"])
+    output, plain = model(Masked(corrupted, mask)), model(Masked(batch, mask))
+    torch.testing.assert_close(output.moments["target_spread"].spread(), plain.moments["target_spread"].spread())
     assert not torch.allclose(output.loss, plain.loss)
 
 
@@ -290,7 +295,7 @@ def test_student_inputs_are_for_the_student_alone() -> None:
 def test_the_cls_token_regresses_the_mean_target(experiment: Experiment) -> None:
     model = build(replace(experiment, loss=LossConfig(cls_weight=0.25)))
     batch, mask = batch_of(torch.randn(3, LENGTH, INPUT)), masks_for(experiment, 3, 2)
-    output = model(batch, mask)
+    output = model(Masked(batch, mask))
     encoded, _ = model.encode_masked("toy", model.student.frontend("toy").extractor(batch.inputs), mask)
     mean = model.make_targets(batch).mean(1).repeat_interleave(2, 0)
     expected = (encoded.x[:, 0] - mean).square().sum(-1).mean() / WIDTH**0.5
@@ -303,7 +308,9 @@ def test_layer_drop_follows_seed_and_update_and_only_in_training() -> None:
     batch, mask = batch_of(torch.randn(2, LENGTH, INPUT)), masks_for(VERSION1, 2, 1)
 
     def losses() -> list[float]:
-        return [round(float(model(batch, mask, seed=3, update=update).loss.detach()), 5) for update in range(12)]
+        return [
+            round(float(model(Masked(batch, mask), seed=3, update=update).loss.detach()), 5) for update in range(12)
+        ]
 
     training = losses()
     assert training == losses()
@@ -316,9 +323,9 @@ def test_layer_drop_follows_seed_and_update_and_only_in_training() -> None:
 def test_bf16_autocast_keeps_targets_and_loss_in_fp32(experiment: Experiment) -> None:
     model = build(experiment, neighbours=True, bias=True)
     batch, mask = batch_of(torch.randn(4, LENGTH, INPUT), [10, 8, 7, 10]), masks_for(experiment, 4, 3, length=7)
-    exact = model(batch, mask)
+    exact = model(Masked(batch, mask))
     with torch.autocast("cpu", torch.bfloat16):
-        output = model(batch, mask)
+        output = model(Masked(batch, mask))
         assert predict(model, batch, mask).dtype == torch.bfloat16
         assert model.make_targets(batch).dtype == torch.float32
     assert output.total.dtype == torch.float32

@@ -19,10 +19,10 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.errors import CheckpointError
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.encoder import Extractor, Frontend, Tokens
-from data2vec.core.model.predictor import build_predictor
+from data2vec.core.model.encoder import Collect, Extractor, Frontend, Tokens
 from data2vec.core.model.transformer import Transformer
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.predictor import build_predictor
 
 TINY = TransformerConfig(depth=4, width=8, heads=2, mlp_ratio=1.0, dropout=0.5)
 
@@ -71,13 +71,13 @@ def test_features_of_every_choice_of_layers(batch: Batch, of: str) -> None:
     model = build().eval()
     encoder = model.teacher.encoder if of == "teacher" else model.student
     x = encoder.frontend("toy").extractor(batch.inputs).x
-    forwards = encoder("toy", x, (6,), collect=LayerOutput.FEED_FORWARD).layers
-    blocks = encoder("toy", x, (6,), collect=LayerOutput.BLOCK).layers
+    forwards = encoder.encode("toy", Tokens(x, (6,)), collect=Collect(LayerOutput.FEED_FORWARD)).layers
+    blocks = encoder.encode("toy", Tokens(x, (6,)), collect=Collect(LayerOutput.BLOCK)).layers
     normed = [F.layer_norm(layer[:, 2:], (8,)) for layer in forwards]
     expected = {
         "top_k": (normed[2] + normed[3]) / 2,
         "all": sum(normed[1:], normed[0]) / 4,
-        "last": encoder("toy", x, (6,)).x[:, 2:],
+        "last": encoder.encode("toy", Tokens(x, (6,))).x[:, 2:],
         1: blocks[0][:, 2:],
         "3": blocks[2][:, 2:],
         4: blocks[3][:, 2:],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data2vec.core.model.objective import regression_loss, spread
+from data2vec.core.pretraining.objective import regression_loss
+from data2vec.core.task import LOSS, Moments
 from data2vec.core.testing import run_distributed
+from data2vec.core.training.health import HealthCheck
+from data2vec.core.training.monitor import Monitor
+from data2vec.core.training.ranks import Ranks
 
 
 def reference_loss(prediction: Tensor, target: Tensor, beta: float, scale: float) -> Tensor:
@@ -55,12 +60,23 @@ def test_loss_is_float32_and_has_its_gradient_in_any_precision() -> None:
     assert bool(prediction.grad.abs().sum() > 0)
 
 
+def spread(x: Tensor) -> Tensor:
+    return Moments.of(x).spread()
+
+
 @settings(max_examples=30)
-@given(seed=st.integers(0, 2**31), rows=st.integers(2, 20), width=st.integers(1, 5), offset=st.floats(-1e3, 1e3))
-def test_spread_is_the_standard_deviation(seed: int, rows: int, width: int, offset: float) -> None:
+@given(
+    seed=st.integers(0, 2**31), rows=st.integers(2, 20), width=st.integers(1, 5), offset=st.floats(-1e3, 1e3),
+    cut=st.integers(1, 19),
+)  # fmt: skip
+def test_spread_is_the_standard_deviation_however_the_rows_are_cut(
+    seed: int, rows: int, width: int, offset: float, cut: int
+) -> None:
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)) + offset
     expected = torch.sqrt(x.double().var(0) + 1e-6).mean()
     torch.testing.assert_close(spread(x).double(), expected, rtol=1e-5, atol=1e-7)
+    parts = Moments.of(x[:cut]) + Moments.of(x[cut:])  # of two micro-batches, one of them empty at times
+    torch.testing.assert_close(parts.spread().double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_spread_of_a_collapse_and_of_one_row_is_about_zero() -> None:
@@ -70,22 +86,28 @@ def test_spread_of_a_collapse_and_of_one_row_is_about_zero() -> None:
     assert not spread(x).requires_grad
 
 
-def _spread_of_my_rows(rows: list[Tensor]) -> dict[str, object]:
+def _line_of_my_rows(rows: list[Tensor], folder: str) -> dict[str, object]:
+    """The log line of an update in which this rank saw its rows."""
     rank = dist.get_rank()
     assert os.environ["RANK"] == str(rank)
-    return {"rank": rank, "world": dist.get_world_size(), "spread": spread(rows[rank])}
+    ranks = Ranks(rank, dist.get_world_size())
+    monitor = Monitor(Path(folder), HealthCheck((LOSS,), collapse_after=1, warmup=0), ranks=ranks)
+    monitor.add(1, {"loss": torch.tensor(1.5 + rank)}, {"target_spread": Moments.of(rows[rank])}, samples=1, waited=0.0)
+    line = monitor.flush()
+    monitor.close()
+    return {"rank": rank, "loss": line["loss"], "spread": line["target_spread"]}
 
 
-def test_spread_over_ranks_is_that_of_all_rows() -> None:
+def test_spread_over_ranks_is_that_of_all_rows(tmp_path: Path) -> None:
     """Two ranks that each collapsed to a point of their own have a spread; ranks may hold unequally many rows."""
     generator = torch.Generator().manual_seed(0)
     rows = [torch.randn(3, 5, generator=generator) + 4, torch.randn(6, 5, generator=generator)]
-    results = run_distributed(_spread_of_my_rows, 2, rows)
+    results = run_distributed(_line_of_my_rows, 2, rows, str(tmp_path))
     assert [result["rank"] for result in results] == [0, 1]
-    assert [result["world"] for result in results] == [2, 2]
     for result in results:
-        torch.testing.assert_close(result["spread"], spread(torch.cat(rows)))
-        assert float(result["spread"]) > 1.5 * float(spread(rows[0]))
+        assert result["loss"] == 4.0
+        assert result["spread"] == pytest.approx(float(spread(torch.cat(rows))), rel=1e-6)
+        assert result["spread"] > 1.5 * float(spread(rows[0]))
 
 
 def _first_rank_fails() -> None:

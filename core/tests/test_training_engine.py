@@ -8,30 +8,25 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from data2vec.core.config import (
-    Switch,
-)
+from data2vec.core.config import OptimConfig, Switch
 from data2vec.core.errors import ConfigError, TrainingError
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run import open_data
 from data2vec.core.testing import load_module
 from data2vec.core.training import checkpoint, engine
-from data2vec.core.training.engine import TorchEngine, parameter_groups
+from data2vec.core.training.engine import TorchEngine
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.schedule import learning_rate
-from data2vec.core.training.trainer import Ending, Trainer, hide
+from data2vec.core.training.trainer import Ending, Trainer
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
 no_hooks, shards = toy.no_hooks, toy.shards
-LENGTH, UPDATES, HOOKS, Series, HalfMasker, Silent, settings, trained, tiny, some_batch = (
+LENGTH, UPDATES, HOOKS, Silent, settings, trained, tiny, some_batch = (
     toy.LENGTH,
     toy.UPDATES,
     toy.HOOKS,
-    toy.Series,
-    toy.HalfMasker,
     toy.Silent,
     toy.settings,
     toy.trained,
@@ -42,7 +37,7 @@ LENGTH, UPDATES, HOOKS, Series, HalfMasker, Silent, settings, trained, tiny, som
 
 def test_what_is_decayed() -> None:
     _, model = tiny()
-    groups = {group["weight_decay"]: group["params"] for group in parameter_groups(model, 0.3)}
+    groups = {group.weight_decay: group.parameters for group in model.groups(OptimConfig(weight_decay=0.3))}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, kept = ({names[id(p)] for p in groups[rate]} for rate in (0.3, 0.0))
     assert all(name.endswith("weight") for name in decayed)
@@ -56,7 +51,6 @@ def test_what_is_decayed() -> None:
     assert decayed | kept == trained_names
     assert not decayed & kept
     assert not any(name.startswith("teacher") for name in trained_names)
-    assert [group["weight_decay"] for group in parameter_groups(nn.LayerNorm(3), 0.3)] == [0.0]
 
 
 def test_clipping_bounds_the_gradient() -> None:
@@ -64,9 +58,8 @@ def test_clipping_bounds_the_gradient() -> None:
     for clip in (None, 1e-3):
         experiment, model = tiny()
         one = TorchEngine(model, experiment.replace(optim={"clip": clip}))
-        batch = some_batch()
-        mask = hide(model, Series(), HalfMasker(), batch, seed=0, update=0)[1]
-        one.forward_backward(batch, mask, count=mask.count, update=0)
+        prepared = model.prepare(some_batch(), seed=0, update=0)
+        one.accumulate(prepared, scale=1.0 / prepared.count, update=0)
         seen: list[float] = []
         step = one.optimiser.step
 
@@ -158,29 +151,27 @@ def test_a_run_with_rare_log_lines_stops_in_time(shards: Path, tmp_path: Path) -
 def test_step_flops_are_those_counted_by_hand() -> None:
     depth, width, hidden, batch = 3, 32, 64, 4
     _, model = tiny(depth=depth, width=width, drop_path=0.0, layer_drop=0.0)
-    some = some_batch(batch)
-    mask = hide(model, Series(), HalfMasker(), some, seed=0, update=0)[1]
+    some = model.prepare(some_batch(batch), seed=0, update=0)
     rows = batch * (LENGTH + 2)
     block = 2 * rows * (4 * width * width + 2 * width * hidden)
     attention = 2 * 2 * batch * (LENGTH + 2) ** 2 * width
     extract = 2 * batch * LENGTH * 3 * width
-    predict = 2 * mask.count * width * width
+    predict = 2 * some.count * width * width
     # Backward is twice forward, but for the input, whose gradient nobody needs, and for attention, whose scores are
     # computed again. The teacher only goes forward.
     by_hand = depth * (4 * block + (1 + 2.5 + 1) * attention) + 3 * predict + 2 * extract
-    assert step_flops(model, some, mask) == pytest.approx(by_hand, rel=0.01)
+    assert step_flops(model, some) == pytest.approx(by_hand, rel=0.01)
 
 
 def test_measuring_leaves_gradients_and_generators_alone() -> None:
     _, model = tiny()
-    some = some_batch()
-    mask = hide(model, Series(), HalfMasker(), some, seed=0, update=0)[1]
+    some = model.prepare(some_batch(), seed=0, update=0)
     first = next(p for p in model.parameters() if p.requires_grad)
     gradient = torch.ones_like(first)
     first.grad = gradient
     before = torch.get_rng_state()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
-    assert step_flops(model, some, mask) > 0
+    assert step_flops(model, some) > 0
     assert matmul_rate(torch.device("cpu"), torch.float32) > 1e6
     assert torch.equal(torch.get_rng_state(), before)
     assert first.grad is gradient

@@ -12,10 +12,16 @@ from hypothesis import strategies as st
 
 from data2vec.core.config import TrainConfig
 from data2vec.core.errors import TrainingError
-from data2vec.core.training.monitor import HealthCheck, Monitor, read_metrics
+from data2vec.core.pretraining.data2vec import vitals
+from data2vec.core.training.health import HealthCheck
+from data2vec.core.training.monitor import Monitor, read_metrics
 
 GOOD = {"extractor_spread": 1.0, "target_spread": 0.9, "prediction_spread": 0.5, "loss": 1.0}
-CONFIG = TrainConfig(min_target_spread=0.05, min_prediction_spread=0.01, collapse_after=5)
+CONFIG = TrainConfig(min_target_spread=0.05, min_prediction_spread=0.01)
+
+
+def health_check(warmup: int, modalities: tuple[str, ...] = ("",)) -> HealthCheck:
+    return HealthCheck(vitals(CONFIG), collapse_after=5, warmup=warmup, modalities=modalities)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -31,7 +37,7 @@ CONFIG = TrainConfig(min_target_spread=0.05, min_prediction_spread=0.01, collaps
 )
 def test_the_first_component_that_fails_is_named(value: float, keys: tuple[str, ...], component: str) -> None:
     with pytest.raises(TrainingError, match=rf"update 7: .*not finite .*first to fail was the {component}\). Try: "):
-        HealthCheck(CONFIG, warmup=0).check(7, GOOD | dict.fromkeys(keys, value))
+        health_check(0).check(7, GOOD | dict.fromkeys(keys, value))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_the_first_component_that_fails_is_named(value: float, keys: tuple[str, 
     [("target_spread", "targets", "teacher"), ("prediction_spread", "predictions", "prediction")],
 )
 def test_collapse_stops_within_collapse_after_updates(key: str, what: str, component: str) -> None:
-    health = HealthCheck(CONFIG, warmup=0)
+    health = health_check(0)
     for update in range(1, 20):
         health.check(update, GOOD)
     for update in range(20, 24):
@@ -54,7 +60,7 @@ def test_collapse_stops_within_collapse_after_updates(key: str, what: str, compo
 
 @given(st.lists(st.booleans(), min_size=1, max_size=60))
 def test_a_run_stops_exactly_when_low_for_long_enough(low: list[bool]) -> None:
-    health = HealthCheck(CONFIG, warmup=0)
+    health = health_check(0)
     in_a_row = 0
     for update, is_low in enumerate(low, 1):
         in_a_row = in_a_row + 1 if is_low else 0
@@ -67,7 +73,7 @@ def test_a_run_stops_exactly_when_low_for_long_enough(low: list[bool]) -> None:
 
 
 def test_slow_starters_are_judged_after_warm_up() -> None:
-    health = HealthCheck(CONFIG, warmup=100)
+    health = health_check(100)
     flat = GOOD | {"prediction_spread": 0.0}
     for update in range(1, 104):
         health.check(update, flat)
@@ -76,7 +82,7 @@ def test_slow_starters_are_judged_after_warm_up() -> None:
 
 
 def test_predictions_that_were_healthy_are_judged_during_warm_up() -> None:
-    health = HealthCheck(CONFIG, warmup=100)
+    health = health_check(100)
     health.check(1, GOOD)
     for update in range(2, 6):
         health.check(update, GOOD | {"prediction_spread": 0.0})
@@ -85,7 +91,7 @@ def test_predictions_that_were_healthy_are_judged_during_warm_up() -> None:
 
 
 def test_targets_are_judged_during_warm_up() -> None:
-    health = HealthCheck(CONFIG, warmup=100)
+    health = health_check(100)
     for update in range(1, 5):
         health.check(update, GOOD | {"target_spread": 0.0})
     with pytest.raises(TrainingError, match="update 5: the targets have collapsed"):
@@ -93,18 +99,18 @@ def test_targets_are_judged_during_warm_up() -> None:
 
 
 def test_a_resumed_check_goes_on_where_it_was() -> None:
-    one = HealthCheck(CONFIG, warmup=100)
+    one = health_check(100)
     one.check(1, GOOD)
     for update in range(2, 6):
         one.check(update, GOOD | {"prediction_spread": 0.0})
-    other = HealthCheck(CONFIG, warmup=100)
+    other = health_check(100)
     other.load_state(json.loads(json.dumps(one.state())), 5)
     with pytest.raises(TrainingError, match="since update 2"):
         other.check(6, GOOD | {"prediction_spread": 0.0})
 
 
 def test_what_an_earlier_version_saved_is_read() -> None:
-    health = HealthCheck(CONFIG, warmup=100, modalities=("speech", "text"))
+    health = health_check(100, modalities=("speech", "text"))
     health.load_state({"low_since": {"prediction_spread": 2}, "was_healthy": ["prediction_spread"]}, 5)
     with pytest.raises(TrainingError, match=r"update 6: the predictions of text have collapsed .* since update 2"):
         health.check(6, GOOD | {"prediction_spread": 0.0}, "text")
@@ -112,7 +118,7 @@ def test_what_an_earlier_version_saved_is_read() -> None:
 
 @pytest.mark.parametrize("signal", ["target_spread", "prediction_spread"])
 def test_a_modality_collapses_beside_a_healthy_one(signal: str) -> None:
-    health = HealthCheck(CONFIG, warmup=0, modalities=("speech", "text"))
+    health = health_check(0, modalities=("speech", "text"))
     for update in range(1, 30):  # text is low in updates 22, 24, 26 and 28
         low = update > 20 and update % 2 == 0
         health.check(update, GOOD | ({signal: 1e-4} if low else {}), "text" if update % 2 == 0 else "speech")
@@ -121,7 +127,7 @@ def test_a_modality_collapses_beside_a_healthy_one(signal: str) -> None:
 
 
 def test_a_rare_modality_is_judged_by_its_own_updates() -> None:
-    health = HealthCheck(CONFIG, warmup=0, modalities=("speech", "text"))
+    health = health_check(0, modalities=("speech", "text"))
     for update in (100, 200, 300, 400):  # four updates of text: less than collapse_after, however far apart
         health.check(update, GOOD | {"target_spread": 0.0}, "text")
     with pytest.raises(TrainingError, match="update 500: the targets of text have collapsed"):
@@ -133,10 +139,10 @@ def scalars(**values: float) -> dict[str, torch.Tensor]:
 
 
 def test_every_update_of_a_line_is_checked(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
-    monitor.add(1, scalars(), samples=4, waited=0.0)
-    monitor.add(2, scalars(loss=float("nan")), samples=4, waited=0.0)
-    monitor.add(3, scalars(), samples=4, waited=0.0)
+    monitor = Monitor(tmp_path, health_check(0))
+    monitor.add(1, scalars(), {}, samples=4, waited=0.0)
+    monitor.add(2, scalars(loss=float("nan")), {}, samples=4, waited=0.0)
+    monitor.add(3, scalars(), {}, samples=4, waited=0.0)
     with pytest.raises(TrainingError, match="update 2: the loss is not finite"):
         monitor.flush()
     monitor.close()
@@ -144,16 +150,16 @@ def test_every_update_of_a_line_is_checked(tmp_path: Path) -> None:
 
 
 def test_updates_are_checked_between_lines(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
-    monitor.add(1, scalars(loss=1.0), samples=4, waited=0.0)
+    monitor = Monitor(tmp_path, health_check(0))
+    monitor.add(1, scalars(loss=1.0), {}, samples=4, waited=0.0)
     monitor.check()
     monitor.check()
     assert monitor.pending
-    monitor.add(2, scalars(loss=2.0) | {"loss_cls": torch.tensor(7.0)}, samples=4, waited=0.0)  # another modality
+    monitor.add(2, scalars(loss=2.0) | {"loss_cls": torch.tensor(7.0)}, {}, samples=4, waited=0.0)  # another modality
     line = monitor.flush()
     assert (line["update"], line["loss"], line["loss_cls"]) == (2, 1.5, 7.0)
     assert not monitor.pending
-    monitor.add(3, scalars(loss=float("inf")), samples=4, waited=0.0)
+    monitor.add(3, scalars(loss=float("inf")), {}, samples=4, waited=0.0)
     with pytest.raises(TrainingError, match="update 3: the loss is not finite"):
         monitor.check()
     monitor.close()
@@ -161,9 +167,9 @@ def test_updates_are_checked_between_lines(tmp_path: Path) -> None:
 
 
 def test_a_line_is_the_mean_of_its_updates(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
+    monitor = Monitor(tmp_path, health_check(0))
     for update, loss in ((1, 1.0), (2, 2.0), (3, 6.0)):
-        monitor.add(update, scalars(loss=loss), samples=4, waited=0.0)
+        monitor.add(update, scalars(loss=loss), {}, samples=4, waited=0.0)
     line = monitor.flush(learning_rate=0.5, flops_per_sample=10.0, peak_flops=1e12)
     monitor.close()
     assert read_metrics(tmp_path / "metrics.jsonl") == [line]
@@ -176,7 +182,7 @@ def test_a_line_is_the_mean_of_its_updates(tmp_path: Path) -> None:
 def test_lines_after_the_resumed_update_are_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"update": 1}\n{"update": 2}\nnoise\n[1]\n{"update": 3}\n{"upd')
-    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0), start_update=2)
+    monitor = Monitor(tmp_path, health_check(0), start_update=2)
     monitor.write({"update": 3, "loss": 1.0})
     monitor.close()
     assert read_metrics(path) == [{"update": 1}, {"update": 2}, {"update": 3, "loss": 1.0}]
@@ -184,7 +190,7 @@ def test_lines_after_the_resumed_update_are_dropped(tmp_path: Path) -> None:
 
 
 def test_metrics_on_a_full_disk_are_one_error(tmp_path: Path) -> None:
-    monitor = Monitor(tmp_path, HealthCheck(CONFIG, warmup=0))
+    monitor = Monitor(tmp_path, health_check(0))
     monitor._file.close()
     monitor._file = Path("/dev/full").open("w")  # noqa: SIM115  (the monitor closes it)
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written .*No space left on device"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run import open_data
 from data2vec.core.testing import load_module
 from data2vec.core.training.engine import TorchEngine

@@ -27,9 +27,9 @@ from data2vec.core.config import (
 )
 from data2vec.core.data.shards import ShardWriter
 from data2vec.core.modality import Decoder, Masker, Modality
-from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.encoder import Extractor, Frontend, Tokens
 from data2vec.core.model.random import sample_keys, uniform
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run import main, open_data
 from data2vec.core.training import checkpoint
 from data2vec.core.training.engine import TorchEngine

@@ -19,7 +19,7 @@ from data2vec.core.training import checkpoint
 from data2vec.core.training.build import build_engine, build_model
 from data2vec.core.training.pieces import Piece
 from data2vec.core.training.ranks import Ranks
-from data2vec.core.training.trainer import Trainer, hide
+from data2vec.core.training.trainer import Trainer
 
 material = load_module("fuzz_material", Path(__file__).with_name("material.py"))
 Place, check_batch, scenarios = material.Place, material.check_batch, material.scenarios
@@ -60,8 +60,8 @@ class Trained:
         )  # fmt: skip
 
     def step(self, update: int) -> None:
-        masked = hide(self.engine.model, self.modality, self.masker, self.batch, seed=0, update=update)
-        self.engine.forward_backward(*masked, count=masked[1].count, update=update)
+        masked = self.engine.task.prepare(self.batch, seed=0, update=update)
+        self.engine.accumulate(masked, scale=1.0 / masked.count, update=update)
         assert self.engine.step(1e-3, update).isfinite()
 
     def copied(self) -> dict[str, dict[str, Tensor]]:
@@ -115,8 +115,8 @@ def continues(trained: Trained, trainer: Trainer) -> bool:
     progress = trainer.progress
     assert progress.update >= 0
     check_batch(next(trained.data.batches(progress.positions[trained.name], 2)))
-    masked = hide(trained.engine.model, trained.modality, trained.masker, trained.batch, seed=0, update=progress.update)
-    trained.engine.forward_backward(*masked, count=masked[1].count, update=progress.update)
+    masked = trained.engine.task.prepare(trained.batch, seed=0, update=progress.update)
+    trained.engine.accumulate(masked, scale=1.0 / masked.count, update=progress.update)
     trained.engine.step(1e-3, progress.update + 1)
     json.dumps([trainer.health.state(), progress.positions, progress.seconds, progress.best])
     random.gauss(0, 1)

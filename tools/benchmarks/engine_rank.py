@@ -8,30 +8,29 @@ import time
 
 import torch
 
-from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.mask import Mask
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.masked import Masked
 from data2vec.core.training.build import build_engine
 from data2vec.core.training.ranks import join
 
 _WARM_UP = 3
 
 
-def measure_engine(experiment: Experiment, batch: Batch, mask: Mask, steps: int) -> tuple[float, float]:
+def measure_engine(experiment: Experiment, prepared: Masked, steps: int) -> tuple[float, float]:
     """The median seconds of a step, and the peak GiB: of the GPU, or of this process where there is none."""
     ranks = join(experiment.train.device)
     torch.manual_seed(0)
     engine = build_engine(Data2Vec.build(experiment), experiment, ranks)
-    engine.model.train()
-    batch, mask = batch.to(engine.device), mask.to(engine.device)
+    engine.task.train()
+    prepared = prepared.to(engine.device)
     cuda = engine.device.type == "cuda"
     seconds = []
     for number in range(_WARM_UP + steps):
         if cuda:
             torch.cuda.synchronize(engine.device)
         start = time.perf_counter()
-        engine.forward_backward(batch, mask, count=mask.count * ranks.world, update=number)
+        engine.accumulate(prepared, scale=1.0 / (prepared.count * ranks.world), update=number)
         engine.step(1e-6, number + 1)
         if cuda:
             torch.cuda.synchronize(engine.device)

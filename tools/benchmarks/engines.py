@@ -16,10 +16,9 @@ from benchmarks.step import sized
 from data2vec.core.batch import Batch
 from data2vec.core.config import EngineKind
 from data2vec.core.errors import ConfigError
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.testing import run_distributed
 from data2vec.core.training.engine import choose_device
-from data2vec.core.training.trainer import hide
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"kind": EngineKind.TORCH},
@@ -49,14 +48,14 @@ def engine(arguments: argparse.Namespace) -> Result:
     with torch.random.fork_rng():
         model = Data2Vec.build(chosen)
     plain = Batch(name, drawn.inputs, torch.arange(samples), torch.full((samples,), -1))
-    batch, mask = hide(model, modality, modality.build_masker(), plain, seed=0, update=0)
+    prepared = model.prepare(plain, seed=0, update=0)
     parameters = sum(p.numel() for p in model.student.parameters())
     found: dict[str, list[tuple[float, float]]] = {which: [] for which in arguments.engines}
     for _ in range(arguments.rounds):  # in turns: other work on the machine slows all alike
         for which in arguments.engines:
             experiment = chosen.replace(engine=_ENGINES[which])
             ranks = run_distributed(
-                measure_engine, arguments.ranks, experiment, batch, mask, arguments.steps, timeout=3600.0
+                measure_engine, arguments.ranks, experiment, prepared, arguments.steps, timeout=3600.0
             )
             found[which].append((max(seconds for seconds, _ in ranks), max(peak for _, peak in ranks)))
     rows: list[Row] = []

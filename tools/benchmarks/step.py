@@ -17,12 +17,11 @@ from benchmarks.result import Result, Row
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment, Precision, Switch
 from data2vec.core.errors import ConfigError
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.mask import Mask
 from data2vec.core.overrides import validate
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.masked import Masked
 from data2vec.core.training.engine import TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
-from data2vec.core.training.trainer import hide
 
 _CPU_BATCH = 4  # of models as wide as base and wider, when no batch is asked for
 _WIDE = 512
@@ -35,8 +34,7 @@ class Variant:
 
     name: str
     engine: TorchEngine
-    batch: Batch
-    mask: Mask
+    prepared: Masked
     peak_gib: float = 0.0
     forward_backward: list[float] = field(default_factory=list)
     update: list[float] = field(default_factory=list)
@@ -46,7 +44,7 @@ class Variant:
         engine, number = self.engine, len(self.update)
         _wait(engine.device)
         start = _mark(engine.device)
-        engine.forward_backward(self.batch, self.mask, count=self.mask.count, update=number)
+        engine.accumulate(self.prepared, scale=1.0 / self.prepared.count, update=number)
         middle = _mark(engine.device)
         engine.step(1e-6, number + 1)  # a small rate: noise shall not drive the weights anywhere
         end = _mark(engine.device)
@@ -102,7 +100,7 @@ def step(arguments: argparse.Namespace) -> Result:
     for row in rows:
         row["units_per_second"] = row["samples_per_second"] * drawn.per_sample
         row["ratio"] = row["samples_per_second"] / rows[0]["samples_per_second"]
-    parameters = sum(p.numel() for p in variants[0].engine.model.student.parameters())
+    parameters = sum(p.numel() for p in variants[0].engine.task.student.parameters())
     settings = {
         "experiment": chosen.name, "parameters": parameters, "batch": samples, "device": str(device),
         "precision": "bf16" if bf16 else "fp32", "steps": arguments.steps, "gflop_per_sample": flops / 1e9,
@@ -132,13 +130,11 @@ def _variant(chosen: Experiment, switch: Switch, batch: Batch, device: torch.dev
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = Data2Vec.build(chosen).to(device)
-    modality = chosen.modalities[batch.modality]
-    masker = modality.build_masker()
-    few, mask = hide(model, modality, masker, batch.first(2).to("cpu"), seed=0, update=0)
-    flops = step_flops(model, few.to(device), mask.to(device)) / len(few)
+    few = model.prepare(batch.first(2).to("cpu"), seed=0, update=0)
+    flops = step_flops(model, few.to(device)) / len(few)
     engine = TorchEngine(model, chosen.replace(train={"compile": switch, "device": str(device)}))
-    read, mask = hide(model, modality, masker, batch.to("cpu"), seed=0, update=0)
-    variant = Variant("compiled" if engine.compiled else "eager", engine, read.to(device), mask.to(device))
+    prepared = model.prepare(batch.to("cpu"), seed=0, update=0)
+    variant = Variant("compiled" if engine.compiled else "eager", engine, prepared.to(device))
     model.train()
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)

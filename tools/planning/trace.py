@@ -22,10 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment, Precision
 from data2vec.core.errors import ConfigError
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.objective import on_this_rank_alone
-from data2vec.core.training.engine import parameter_groups
-from data2vec.core.training.trainer import hide
+from data2vec.core.pretraining.data2vec import Data2Vec
 
 # CUDA's autocast: the operations of our models that it runs in bf16, and those that it runs in fp32.
 _LOWER = frozenset({F.linear, F.conv1d, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__})
@@ -100,7 +97,7 @@ def trace(experiment: Experiment) -> Trace:
     name = max(passes, key=lambda key: passes[key][1].saved)
     one, three = passes[name]
     teacher = [p.numel() for p in model.parameters() if not p.requires_grad]
-    groups = [[p.numel() for p in group["params"]] for group in parameter_groups(model, 0.01)]  # type: ignore[attr-defined]
+    groups = [[p.numel() for p in group.parameters] for group in model.groups(experiment.optim)]
     encoder = {id(p) for p in model.student.parameters()}
     buffers = {id(b): b.nbytes for b in model.student.buffers()}
     return Trace(
@@ -162,14 +159,13 @@ def _run(model: Data2Vec, experiment: Experiment, name: str, samples: int, *, bf
     modality = experiment.modalities[name]
     drawn = INPUTS[name](modality, samples).inputs
     batch = Batch(name, drawn, torch.arange(samples), torch.full((samples,), -1))
-    batch, mask = hide(model, modality, modality.build_masker(), batch, seed=0, update=0)
-    batch, mask = batch.to("meta"), mask.to("meta")
+    prepared = model.prepare(batch, seed=0, update=0).to("meta")
     found = _Pass(length=drawn.shape[1])
     with FlopCounterMode(display=False) as counter:
         gpu = _LikeCuda(bf16=bf16)
         keeper = _Keeper(model, lambda: counter.get_total_flops() + gpu.flops, gpu.casts)
-        with on_this_rank_alone(), torch.random.fork_rng(devices=[]), keeper, gpu:
-            total = model(batch, mask).total
+        with torch.random.fork_rng(devices=[]), keeper, gpu:
+            total = model(prepared).total
         found.saved, found.blocks, found.in_blocks = keeper.total(), keeper.blocks, keeper.flops
         total.backward()
         found.flops = counter.get_total_flops() + gpu.flops

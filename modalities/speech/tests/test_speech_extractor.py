@@ -21,6 +21,7 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.model.mask import Mask
+from data2vec.core.pretraining.masked import Masked
 from data2vec.core.testing import relative_error
 from data2vec.speech import Geometry, MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech import SpeechExtractor as Extractor
@@ -213,7 +214,7 @@ def test_a_padded_batch_gives_every_clip_what_it_gets_alone(version, lengths, ga
         shape, frames = model.student.frontend("speech").extractor.grid(batch.inputs, batch.lengths)
         padding = None if frames is None else torch.arange(shape[0]) >= frames[:, None]
         hidden = masker(batch.ids, shape, seed=1, update=2, lengths=frames)
-        output = model(batch, Mask.of(hidden, visible_only=version == 2, padding=padding))
+        output = model(Masked(batch, Mask.of(hidden, visible_only=version == 2, padding=padding)))
         return output.total, output.count
 
     unknown = torch.full((len(clips),), -1)
@@ -241,7 +242,7 @@ def test_garbage_in_the_padding_leaves_gradients_finite(version):
     shape, frames = model.student.frontend("speech").extractor.grid(batch.inputs, batch.lengths)
     hidden = speech.build_masker()(batch.ids, shape, seed=0, update=0, lengths=frames)
     padding = torch.arange(shape[0]) >= frames[:, None]
-    model(batch, Mask.of(hidden, visible_only=version == 2, padding=padding)).loss.backward()
+    model(Masked(batch, Mask.of(hidden, visible_only=version == 2, padding=padding))).loss.backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert len(gradients) > 30
     assert not [name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()]

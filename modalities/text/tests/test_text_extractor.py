@@ -28,7 +28,6 @@ from data2vec.core.config import (
     TransformerConfig,
 )
 from data2vec.core.testing import relative_error
-from data2vec.core.training.trainer import hide
 from data2vec.text import MaskConfig, MaskKind, Text, TextExtractor, _native
 
 BOS, PAD, EOS, MASK = 0, 1, 2, 4
@@ -174,8 +173,7 @@ def batch_of(rows: list[list[int]], first: int = 0, fill: int = PAD, extra: int 
 
 
 def masked(experiment: Experiment, model: Data2Vec, batch: Batch):
-    text = experiment.modalities["text"]
-    return hide(model, text, text.build_masker(), batch, seed=3, update=4)
+    return model.prepare(batch, seed=3, update=4)
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
@@ -187,8 +185,9 @@ def test_a_padded_batch_gives_what_its_samples_give_alone(
     experiment, model = EXPERIMENTS[name], MODELS[name]
     batch = batch_of(rows, fill=fill, extra=extra)
     features, targets = model.features(batch), model.make_targets(batch)
-    read, mask = masked(experiment, model, batch)
-    together = model(read, mask)
+    prepared = masked(experiment, model, batch)
+    read, mask = prepared.batch, prepared.mask
+    together = model(prepared)
     total, count = torch.zeros(()), 0
     for index, row in enumerate(rows):
         alone = batch_of([row], first=index)
@@ -196,13 +195,14 @@ def test_a_padded_batch_gives_what_its_samples_give_alone(
         size = len(row)
         assert relative_error(features.x[index, :size], model.features(alone).x[0]) < 2e-5
         assert relative_error(targets[index, :size], model.make_targets(alone)[0]) < 2e-5
-        own_read, own_mask = masked(experiment, model, alone)
+        own = masked(experiment, model, alone)
+        own_read, own_mask = own.batch, own.mask
         assert torch.equal(mask.hidden[index, :, :size], own_mask.hidden[0])
         assert not mask.hidden[index, :, size:].any()
         if read.student_inputs is not None:
             assert own_read.student_inputs is not None
             assert torch.equal(read.student_inputs[index, :size], own_read.student_inputs[0])
-        output = model(own_read, own_mask)
+        output = model(own)
         total, count = total + output.total, count + output.count
     assert together.count == count
     assert relative_error(together.total, total) < 2e-5
@@ -213,12 +213,13 @@ def test_special_tokens_are_never_hidden_and_every_setting_learns(name: str) -> 
     experiment, model = EXPERIMENTS[name], MODELS[name]
     rows = [[BOS, 9, 8, EOS, 7, 6, 5, 9, EOS], [BOS, 11, EOS], [BOS, 20, 21, 3, 22, EOS]]
     batch = batch_of(rows)
-    read, mask = masked(experiment, model, batch)
+    prepared = masked(experiment, model, batch)
+    read, mask = prepared.batch, prepared.mask
     hidden = mask.hidden.any(1)
     assert not (hidden & torch.isin(batch.inputs, torch.tensor([0, 1, 2, 3, 4]))).any()
     assert (read.student_inputs is not None) == name.startswith("1.0")
     model.zero_grad()
-    model(read, mask).loss.backward()
+    model(prepared).loss.backward()
     missing = {
         parameter
         for parameter, value in model.named_parameters()

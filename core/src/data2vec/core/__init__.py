@@ -4,7 +4,7 @@ from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment
 from data2vec.core.errors import Data2VecError
 from data2vec.core.loading import LoadedRun, load_run
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run import main
 
 __all__ = ["Batch", "Data2Vec", "Data2VecError", "Experiment", "LoadedRun", "load_run", "main"]

@@ -13,8 +13,9 @@ from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment
 from data2vec.core.data.assets import located
 from data2vec.core.errors import CheckpointError
-from data2vec.core.model.data2vec import Data2Vec, Features
+from data2vec.core.model.encoder import Features
 from data2vec.core.overrides import from_yaml, validate
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.training import checkpoint
 from data2vec.core.training.engine import choose_device
 from data2vec.core.training.pieces import SavedTensors
@@ -47,7 +48,7 @@ class LoadedRun:
             inputs: (B, ...) as the modality's extractor reads them.
             lengths: (B,) valid lengths where inputs are padded.
             modality: needed when the model has several.
-            layers: see :meth:`data2vec.core.model.data2vec.Data2Vec.features`; so is ``of``.
+            layers: see :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`; so is ``of``.
         """
         name = modality or next(iter(self.experiment.modalities))
         unknown = torch.full((len(inputs),), -1)

@@ -20,6 +20,7 @@ from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
 from data2vec.core.loading import CONFIGURATION, load_run
 from data2vec.core.overrides import apply_overrides, to_yaml, validate
 from data2vec.core.preparation import open_data, with_assets, with_sample_data, write_sample_data
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.resuming import find_checkpoint
 from data2vec.core.training.build import build_engine, build_model, measure
 from data2vec.core.training.display import ConsoleDisplay
@@ -179,7 +180,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
                 configuration={"yaml": configuration},
                 display=display,
                 measured=measured,
-                evaluate=_during_training(experiment, engine, train, validation),
+                evaluate=_during_training(experiment, model, engine, train, validation),
                 stop_requested=lambda: interruption.requested,
             )
         if continued is not None:
@@ -205,7 +206,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     if not ranks.first:
         return 0
     try:
-        _evaluate_and_report(experiment, engine, train, validation, trainer, folder, console)
+        _evaluate_and_report(experiment, model, engine, train, validation, trainer, folder, console)
     except KeyboardInterrupt:
         console.print(
             f"\ninterrupted; the trained model is saved in {folder}. {_how_to_continue(experiment)}",
@@ -257,13 +258,15 @@ def _how_to_continue(experiment: Experiment) -> str:
 
 def _during_training(
     experiment: Experiment,
+    model: Data2Vec,
     engine: Engine,
     train: Mapping[str, TrainData],
     validation: Mapping[str, EvaluationData],
 ) -> Callable[[], dict[str, float]] | None:
     if experiment.evaluation.every is None:
         return None
-    return lambda: quick_evaluation(experiment, engine.model, engine.device, train, validation)
+    compared = model.compared(experiment, engine.device)
+    return lambda: quick_evaluation(experiment, compared, engine.device, train, validation)
 
 
 def _summary(
@@ -280,6 +283,7 @@ def _summary(
 
 def _evaluate_and_report(
     experiment: Experiment,
+    model: Data2Vec,
     engine: Engine,
     train: Mapping[str, TrainData],
     validation: Mapping[str, EvaluationData],
@@ -289,15 +293,16 @@ def _evaluate_and_report(
 ) -> None:
     from data2vec.core.training.run_report import write_run_report  # drawing is slow to import
 
-    model = load_run(folder, device=str(engine.device)).model if engine.sharded else engine.model
+    if engine.sharded:
+        model = load_run(folder, device=str(engine.device)).model
+    compared = model.compared(experiment, engine.device)
     for name in experiment.modalities:
         console.print(f"evaluating {name} on frozen features")
-        result = evaluate_model(experiment, model, engine.device, name, train[name], validation[name])
+        result = evaluate_model(experiment, compared, engine.device, name, train[name], validation[name])
         console.print(result.table.to_rich())
         report = folder / ("report.html" if len(experiment.modalities) == 1 else f"report-{name}.html")
         write_run_report(
             report, experiment, model, engine.device, name, validation[name], result,
-            masker=trainer.maskers[name],
             update=trainer.progress.update, seconds=trainer.progress.seconds, folder=folder,
         )  # fmt: skip
         console.print(f"[bold]report: {escape(str(report))}[/] (open it in a browser)", soft_wrap=True)

@@ -16,11 +16,11 @@ from data2vec.core.data.pipeline import EvaluationData, TrainData
 from data2vec.core.evaluation.features import Features, extract_all
 from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.data2vec import Features as ModelFeatures
+from data2vec.core.modality import Modality
+from data2vec.core.model.encoder import Encoder
+from data2vec.core.model.encoder import Features as EncoderFeatures
 
-TEACHER, STUDENT, RANDOM = "teacher", "student", "random encoder"
-_RANDOM_SEED = 1_000_003  # apart from any run's, so that the random encoder is not this run's starting point
+TEACHER, STUDENT, UNTRAINED = "teacher", "student", "random encoder"
 
 Encode = Callable[[Batch], Tensor]
 
@@ -33,54 +33,61 @@ class Evaluated:
     test: Mapping[str, Features]
 
 
-class Encoders:
-    """What is compared, by row of the table. The untrained encoder is built when it is first asked for features.
+@dataclass(frozen=True)
+class Compared:
+    """The encoders that are compared, on one device.
 
-    Args:
-        experiment: the settings; ``evaluation.layers`` chooses the features.
-        model: teacher and student, on ``device``.
-        device: where the untrained encoder runs.
-        name: the modality.
+    ``trained``: by row of the table. ``build``: makes the same encoder untrained; called where its row is asked for.
     """
 
-    def __init__(self, experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> None:
-        self._experiment, self._model, self._device = experiment, model, device
-        self._modality = experiment.modalities[name]
+    trained: Mapping[str, Encoder]
+    build: Callable[[], Encoder]
+
+    @cached_property
+    def untrained(self) -> Encoder:
+        """The untrained encoder."""
+        return self.build()
+
+
+class Rows:
+    """Functions from a batch to features, by row of the table.
+
+    Args:
+        compared: whose features.
+        modality: of the batches.
+        layers: see :meth:`data2vec.core.model.encoder.Encoder.features`.
+    """
+
+    def __init__(self, compared: Compared, modality: Modality, layers: str) -> None:
+        self._compared, self._modality, self._layers = compared, modality, layers
 
     def pooled(self) -> dict[str, Encode]:
-        """Functions from a batch to mean-pooled features (B, F)."""
+        """Mean-pooled features (B, F)."""
         modality = self._modality
-        rows = {row: self._mean_of(row) for row in (TEACHER, STUDENT, RANDOM)}
+        rows = {row: self._mean_of(row) for row in (*self._compared.trained, UNTRAINED)}
         if modality.extractor_name is not None:
-            rows[modality.extractor_name] = lambda batch: self._features(STUDENT, batch, "extractor").mean()
+            rows[modality.extractor_name] = self._mean_of(STUDENT, "extractor")
         return {**rows, modality.raw_name: modality.raw_features}
 
     def positions(self) -> dict[str, Encode]:
-        """Functions from a batch to the features of every position (B, T, D)."""
-        rows = {row: self._all_of(row) for row in (TEACHER, STUDENT, RANDOM)}
+        """The features of every position (B, T, D)."""
+        rows = {row: self._all_of(row) for row in (*self._compared.trained, UNTRAINED)}
         return {**rows, self._modality.raw_name: self._modality.raw_positions}
 
-    def _mean_of(self, row: str) -> Encode:
-        return lambda batch: self._features(row, batch).mean()
+    def _mean_of(self, row: str, layers: str | None = None) -> Encode:
+        return lambda batch: self._features(row, batch, layers).mean()
 
     def _all_of(self, row: str) -> Encode:
         return lambda batch: self._features(row, batch).x
 
-    def _features(self, row: str, batch: Batch, layers: str | None = None) -> ModelFeatures:
-        model = self._untrained if row == RANDOM else self._model
-        of = "student" if row == STUDENT else "teacher"
-        return model.features(batch, layers=layers or self._experiment.evaluation.layers, of=of)
-
-    @cached_property
-    def _untrained(self) -> Data2Vec:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(_RANDOM_SEED + self._experiment.train.seed)
-            return Data2Vec.build(self._experiment).to(self._device).eval()
+    def _features(self, row: str, batch: Batch, layers: str | None = None) -> EncoderFeatures:
+        encoder = self._compared.untrained if row == UNTRAINED else self._compared.trained[row]
+        return encoder.features(batch.modality, batch.inputs, batch.lengths, layers=layers or self._layers)
 
 
 def evaluate_model(
     experiment: Experiment,
-    model: Data2Vec,
+    compared: Compared,
     device: torch.device,
     name: str,
     train: TrainData,
@@ -91,7 +98,7 @@ def evaluate_model(
 
     Args:
         experiment: settings; ``evaluation`` chooses tasks, layers and how many samples.
-        model: on ``device``.
+        compared: encoders, on ``device``.
         device: where features and probes are computed.
         name: the modality.
         train: samples that probes are fitted on, read without augmentation.
@@ -101,14 +108,14 @@ def evaluate_model(
     Raises:
         DataError: no usable samples.
     """
-    encoders = Encoders(experiment, model, device, name)
-    functions = encoders.pooled()
+    rows = Rows(compared, experiment.modalities[name], experiment.evaluation.layers)
+    functions = rows.pooled()
     seen = features(experiment, functions, device, train.for_evaluation())
     judged = features(experiment, functions, device, test)
     seed, config = experiment.train.seed, experiment.evaluation
     table = evaluate(seen, judged, config, progress, seed=seed, device=device)
     if "positions" in config.tasks:
-        at = encoders.positions()
+        at = rows.positions()
         samples = -(-config.max_positions // PER_SAMPLE)
         train_positions, test_positions = (
             position_features(
@@ -131,7 +138,7 @@ def features(
 
 def quick_evaluation(
     experiment: Experiment,
-    model: Data2Vec,
+    compared: Compared,
     device: torch.device,
     train: Mapping[str, TrainData],
     test: Mapping[str, EvaluationData],
@@ -139,8 +146,8 @@ def quick_evaluation(
     """The teacher's and student's scores for the learning curve: ``teacher_knn``, ``student_linear`` and so on."""
     scores: dict[str, float] = {}
     for name in experiment.modalities:
-        rows = Encoders(experiment, model, device, name).pooled()
-        functions = {row: rows[row] for row in (TEACHER, STUDENT)}
+        rows = Rows(compared, experiment.modalities[name], experiment.evaluation.layers).pooled()
+        functions = {row: rows[row] for row in compared.trained}
         seen = features(experiment, functions, device, train[name].for_evaluation())
         judged = features(experiment, functions, device, test[name])
         table = evaluate(seen, judged, experiment.evaluation, seed=experiment.train.seed, device=device)
@@ -150,5 +157,4 @@ def quick_evaluation(
             for task in ("knn", "linear", "rank"):
                 if values[task] is not None:
                     scores[f"{prefix}{row.name}_{task}"] = values[task]
-    model.train()
     return scores

@@ -1,1 +1,1 @@
-"""The model: Transformer, masks, EMA teacher, targets, objective, predictors, and data2vec that joins them."""
+"""From inputs to representations: Transformer, attention, encoder, and the masks of what it sees."""

@@ -6,10 +6,12 @@ Shapes: B samples, N rows (samples times masks), T positions of the grid, V of t
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data2vec.core.config import LayerOutput
@@ -110,6 +112,26 @@ class Frontend(nn.Module):
 
 
 @dataclass(frozen=True)
+class View:
+    """What a row shows of its sample to the blocks.
+
+    ``visible``: (N, V) positions in order. ``filler``: (N, V) bool, where ``visible`` only fills up a row; None where
+    nowhere. Nothing attends to these.
+    """
+
+    visible: Tensor
+    filler: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Collect:
+    """Which output of the last ``top_k`` shared blocks (None: of all) is kept."""
+
+    output: LayerOutput
+    top_k: int | None = None
+
+
+@dataclass(frozen=True)
 class Encoded:
     """``x``: (N, P + V, D). ``layers``: collected outputs of the shared blocks, (N, P + V, D) each."""
 
@@ -122,51 +144,177 @@ class Encoded:
         """(N, V, D), without the prefix tokens."""
         return self.x[:, self.prefix :]
 
+    @property
+    def layer_positions(self) -> list[Tensor]:
+        """(N, V, D) of each collected layer, without the prefix tokens."""
+        return [layer[:, self.prefix :] for layer in self.layers]
+
+
+@dataclass(frozen=True)
+class Features:
+    """``x``: (B, T, D) without prefix tokens. ``shape``: their grid. ``padding``: (B, T) bool or None."""
+
+    x: Tensor
+    shape: tuple[int, ...]
+    padding: Tensor | None
+
+    def mean(self) -> Tensor:
+        """(B, D), the mean over valid positions."""
+        return mean_over_valid(self.x, self.padding)
+
+
+def mean_over_valid(x: Tensor, padding: Tensor | None) -> Tensor:
+    """(B, D), the mean of (B, T, D) over the positions that are not padding."""
+    if padding is None:
+        return x.mean(1)
+    valid = (~padding).unsqueeze(-1).to(x.dtype)
+    return (x * valid).sum(1) / valid.sum(1)
+
 
 class Encoder(nn.Module):
-    """One frontend for each modality and the Transformer they share. The student is one, the teacher another."""
+    """From the inputs of one or several modalities to representations: what is learnt.
 
-    def __init__(self, frontends: Mapping[str, Frontend], transformer: Transformer) -> None:
+    Args:
+        frontends: one for each modality.
+        transformer: the Transformer they share.
+        average: the layers whose mean ``features("top_k")`` are.
+    """
+
+    def __init__(
+        self,
+        frontends: Mapping[str, Frontend],
+        transformer: Transformer,
+        average: Collect = Collect(LayerOutput.FEED_FORWARD),
+    ) -> None:
         super().__init__()
         self.frontends = nn.ModuleDict(dict(frontends))
         self.transformer = transformer
+        self.average = average
 
     def frontend(self, modality: str) -> Frontend:
+        """The part that belongs to a modality alone."""
         frontend = self.frontends[modality]
         assert isinstance(frontend, Frontend)
         return frontend
 
-    def forward(
+    def extract(self, modality: str, inputs: Tensor, lengths: Tensor | None = None) -> Tokens:
+        """The first half: one vector for each position of (B, ...) inputs, before any of them sees another.
+
+        Several views of a sample share one extraction.
+        """
+        tokens: Tokens = self.frontend(modality).extractor(inputs, lengths)
+        return tokens
+
+    def encode(
         self,
         modality: str,
-        x: Tensor,
-        shape: tuple[int, ...],
+        tokens: Tokens,
+        view: View | None = None,
         *,
-        padding: Tensor | None = None,
-        visible: Tensor | None = None,
-        filler: Tensor | None = None,
-        collect: LayerOutput | None = None,
-        top_k: int | None = None,
+        collect: Collect | None = None,
         dropped: Sequence[bool] | None = None,
     ) -> Encoded:
-        """Encode extracted features.
+        """The second half: contextual representations.
 
         Args:
             modality: which frontend.
-            x: (B, T, D) features, or (N, T, D) with masks applied.
-            shape: the grid of the T positions.
-            padding: (B or N, T) bool or None.
-            visible: (N, V) positions the encoder sees, None for all.
-            filler: (N, V) bool, where ``visible`` only fills up a row; None where nowhere. Nothing attends to these.
-            collect: as in :class:`Transformer`; so are ``top_k`` and ``dropped``.
+            tokens: of B samples, or of N rows where masks have been applied.
+            view: what the blocks see; None for every position.
+            collect: which layer outputs to return; None for none.
+            dropped: for each shared block whether layer drop skips it; None for none.
         """
         frontend = self.frontend(modality)
         prefix = frontend.prefix_tokens
-        embedded = frontend(x, padding, visible)
-        bias = None if frontend.bias is None else frontend.bias(shape, prefix=prefix)
-        present = present_padding(padding, visible, prefix, filler)
+        visible, filler = (None, None) if view is None else (view.visible, view.filler)
+        embedded = frontend(tokens.x, tokens.padding, visible)
+        bias = None if frontend.bias is None else frontend.bias(tokens.shape, prefix=prefix)
+        present = present_padding(tokens.padding, visible, prefix, filler)
         mask = attention_mask(bias, present, visible, prefix=prefix, dtype=embedded.dtype)
         for block in frontend.blocks:
             embedded, _ = block(embedded, mask)
-        out, layers = self.transformer(embedded, mask, collect=collect, top_k=top_k, dropped=dropped)
+        output, top_k = (None, None) if collect is None else (collect.output, collect.top_k)
+        out, layers = self.transformer(embedded, mask, collect=output, top_k=top_k, dropped=dropped)
         return Encoded(out, layers, prefix)
+
+    def forward(
+        self, modality: str, inputs: Tensor, lengths: Tensor | None = None, *, collect: Collect | None = None
+    ) -> tuple[Encoded, Tokens]:
+        """Both halves, of whole inputs (B, ...) of which the first ``lengths`` (B,) are valid."""
+        tokens = self.extract(modality, inputs, lengths)
+        return self.encode(modality, tokens, collect=collect), tokens
+
+    def single(self, modality: str) -> Backbone:
+        """The encoder of one modality as a plain module, which shares its parameters."""
+        return Backbone(Encoder({modality: self.frontend(modality)}, self.transformer, self.average), modality)
+
+    @torch.no_grad()
+    def features(
+        self, modality: str, inputs: Tensor, lengths: Tensor | None = None, *, layers: str | int = "top_k"
+    ) -> Features:
+        """Representations of whole inputs, in evaluation mode.
+
+        Args:
+            modality: of the inputs.
+            inputs: (B, ...) as the extractor reads them.
+            lengths: (B,) valid lengths where inputs are padded.
+            layers: ``top_k`` (mean of the layer-normalised outputs of the last K blocks, as the method averages
+                them), ``all`` (the same over every block), ``last`` (the Transformer's output), ``extractor`` (what
+                comes before any block), or the number of one block from 1, whose output is returned as it is.
+
+        Raises:
+            ValueError: no such layer.
+        """
+        depth = self.transformer.config.depth
+        if isinstance(layers, str) and layers.isdecimal():
+            layers = int(layers)
+        if layers not in ("top_k", "all", "last", "extractor") and not (
+            isinstance(layers, int) and 1 <= layers <= depth
+        ):
+            raise ValueError(f"layers={layers!r}: choose top_k, all, last, extractor or a block from 1 to {depth}")
+        with evaluating(self.modules()):
+            if layers == "extractor":
+                tokens = self.extract(modality, inputs, lengths)
+                return Features(tokens.x.float(), tokens.shape, tokens.padding)
+            output = LayerOutput.BLOCK if isinstance(layers, int) else self.average.output
+            top_k = {"top_k": self.average.top_k, "last": 1}.get(str(layers), depth)
+            encoded, tokens = self(modality, inputs, lengths, collect=Collect(output, top_k))
+        if layers == "last":
+            x = encoded.positions.float()
+        elif isinstance(layers, int):
+            x = encoded.layer_positions[layers - 1].float()
+        else:
+            kept = [layer.float() for layer in encoded.layer_positions]
+            x = torch.stack([F.layer_norm(layer, layer.shape[-1:]) for layer in kept]).mean(0)
+        return Features(x, tokens.shape, tokens.padding)
+
+
+class Backbone(nn.Module):
+    """The encoder of one modality from inputs to features: what heads and exported models stand on."""
+
+    def __init__(self, encoder: Encoder, modality: str) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.modality = modality
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.encoder.transformer.config.width
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) features of (B, ...) inputs, and their (B, T) padding, None where there is none."""
+        encoded, tokens = self.encoder(self.modality, inputs, lengths)
+        return encoded.positions, tokens.padding
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Put modules into evaluation mode, and those that were training back."""
+    training = [module for module in modules if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +13,12 @@ from torch import Tensor
 from data2vec.core.config import EngineKind, Experiment
 from data2vec.core.data.pipeline import TrainData
 from data2vec.core.errors import DataError
-from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.random import derive
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.task import Task
 from data2vec.core.training.engine import Engine, TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.ranks import Ranks, place
-from data2vec.core.training.trainer import hide
 
 
 def build_model(experiment: Experiment, ranks: Ranks, start: Mapping[str, Tensor] | None = None) -> Data2Vec:
@@ -38,7 +39,7 @@ def build_model(experiment: Experiment, ranks: Ranks, start: Mapping[str, Tensor
     return model
 
 
-def build_engine(model: Data2Vec, experiment: Experiment, ranks: Ranks) -> Engine:
+def build_engine(task: Task[Any], experiment: Experiment, ranks: Ranks) -> Engine:
     """The engine that ``engine.kind`` asks for.
 
     Raises:
@@ -49,19 +50,18 @@ def build_engine(model: Data2Vec, experiment: Experiment, ranks: Ranks) -> Engin
         installed = importlib.util.find_spec("deepspeed") is not None
         kind = EngineKind.DEEPSPEED if place().launched and installed else EngineKind.TORCH
     if kind is EngineKind.TORCH:
-        return TorchEngine(model, experiment, ranks)
+        return TorchEngine(task, experiment, ranks)
     from data2vec.core.training.zero import DeepSpeedEngine  # slow to import
 
-    return DeepSpeedEngine(model, experiment, ranks)
+    return DeepSpeedEngine(task, experiment, ranks)
 
 
-def measure(experiment: Experiment, model: Data2Vec, train: Mapping[str, TrainData]) -> dict[str, float]:
+def measure(experiment: Experiment, task: Task[Any], train: Mapping[str, TrainData]) -> dict[str, float]:
     """Arithmetic of a sample's step and the device's rate, for TFLOP/s and MFU; nothing where no sample is to be had.
 
     What is wrong with the data is for training to say, which sees all of it.
     """
-    name, data = next(iter(train.items()))
-    modality = experiment.modalities[name]
+    data = next(iter(train.values()))
     two = replace(data, config=replace(data.config, workers=0)).for_evaluation().evaluation_batches(2, 2)
     try:
         batch = next(two)
@@ -70,7 +70,6 @@ def measure(experiment: Experiment, model: Data2Vec, train: Mapping[str, TrainDa
     device = choose_device(experiment.train.device)
     # What is to be sharded may not fit whole.
     whole = torch.device("cpu") if experiment.engine.zero_stage == 3 and place().launched else device
-    batch, mask = hide(model, modality, modality.build_masker(), batch, seed=0, update=0)
-    flops = step_flops(model.to(whole), batch.to(whole), mask.to(whole)) / len(batch)
+    flops = step_flops(task.to(whole), task.prepare(batch, seed=0, update=0).to(whole)) / len(batch)
     dtype = torch.bfloat16 if uses_bf16(experiment.train.precision, device) else torch.float32
     return {"flops_per_sample": flops, "peak_flops": matmul_rate(device, dtype) * place().world}

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data2vec.core.batch import Batch
 from data2vec.core.config import Experiment, OptimConfig, Precision, Switch
 from data2vec.core.errors import CheckpointError, ConfigError
-from data2vec.core.model.data2vec import Data2Vec, Output
-from data2vec.core.model.mask import Mask
+from data2vec.core.model.transformer import Transformer
+from data2vec.core.task import Step, Task, lerp
 from data2vec.core.training.pieces import Piece
 from data2vec.core.training.ranks import Ranks, place
 
@@ -26,34 +26,52 @@ Shares = Mapping[str, Tensor | Piece]
 """What one rank saves of some tensors: whole ones, and pieces of those that it shares with other ranks."""
 
 
-class Engine(Protocol):
-    """One process's share of training.
+class Engine(ABC):
+    """One process's share of training a task.
 
     Every engine gives a parameter that an update does not use a gradient of zero, so that its moments and its weight
     decay go on: sharded optimisers cannot leave it out.
+
+    ``bf16``, ``compiled``: how the task runs. ``sharded``: this rank holds the task in part; it computes only together
+    with the others.
     """
 
-    model: Data2Vec
+    task: Task[Any]
     device: torch.device
     ranks: Ranks
     bf16: bool
     compiled: bool
-    sharded: bool  # this rank holds the model in part: it computes only together with the others
+    sharded: bool
 
-    def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
-        """Add the gradient of a micro-batch's summed loss divided by ``count``, the hidden positions of the update."""
+    @abstractmethod
+    def accumulate(self, prepared: Any, *, scale: float, update: int) -> Step:
+        """Run a micro-batch forward and backward, and add the gradient of its summed loss times ``scale``.
 
-    def step(self, learning_rate: float, update: int) -> Tensor:
-        """Clip, update the student, move the teacher, clear the gradients; returns the gradient norm (a scalar)."""
+        The gradients of all ranks add up in :meth:`step`.
+        """
 
+    @abstractmethod
+    def step(self, rate: float, update: int) -> Tensor:
+        """Clip, update the parameters, finish the task's step and clear the gradients.
+
+        Args:
+            rate: learning rate, times each group's ``lr_scale``.
+            update: applied updates, this one included.
+
+        Returns:
+            The gradient norm, a scalar.
+        """
+
+    @abstractmethod
     def state(self) -> dict[str, Shares]:
-        """This rank's share of ``model`` (as :meth:`Data2Vec.own_state`) and ``optimiser`` (PARAMETER/MOMENT)."""
+        """This rank's share of ``model`` (as :meth:`Task.own_state`) and ``optimiser`` (PARAMETER/MOMENT)."""
 
+    @abstractmethod
     def load_state(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """Continue from the whole tensors of any engine.
 
         Raises:
-            CheckpointError: a name or a shape does not fit this model, which is then unchanged.
+            CheckpointError: a name or a shape does not fit this task, which is then unchanged.
         """
 
 
@@ -84,26 +102,29 @@ def uses_bf16(precision: Precision, device: torch.device) -> bool:
     return precision is Precision.BF16
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trained parameters in two groups: biases, norms and other vectors are not decayed."""
-    decayed: list[Tensor] = []
-    kept: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            vector = parameter.squeeze().ndim < 2 or name.endswith(".prefix")
-            (kept if vector else decayed).append(parameter)
-    groups = [(decayed, weight_decay), (kept, 0.0)]
-    return [{"params": parameters, "weight_decay": decay} for parameters, decay in groups if parameters]
+def build_optimiser(task: Task[Any], config: OptimConfig) -> torch.optim.AdamW:
+    """Fused AdamW over the task's groups."""
+    groups = [
+        {"params": list(group.parameters), "weight_decay": group.weight_decay, "lr_scale": group.lr_scale}
+        for group in task.groups(config)
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def build_optimiser(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Fused AdamW over :func:`parameter_groups`."""
-    return torch.optim.AdamW(
-        parameter_groups(model, config.weight_decay), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
-    )
+def set_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
+    """Give each of an optimiser's groups its learning rate."""
+    for group in groups:
+        group["lr"] = rate * group["lr_scale"]
 
 
-def compile_blocks(model: Data2Vec, switch: Switch, device: torch.device) -> bool:
+def recompute_blocks(task: nn.Module, on: bool) -> None:
+    """Keep only the inputs of Transformer blocks between forward and backward pass, or all that they compute."""
+    for module in task.modules():
+        if isinstance(module, Transformer):
+            module.activation_checkpointing = on
+
+
+def compile_blocks(task: Task[Any], switch: Switch, device: torch.device) -> bool:
     """Compile each Transformer block in place where asked for and possible; says so in one line where it is not.
 
     ``auto`` compiles on a GPU. Blocks alone, because all of them share one compiled graph, which is ready in seconds.
@@ -114,12 +135,7 @@ def compile_blocks(model: Data2Vec, switch: Switch, device: torch.device) -> boo
     if compiler is None:
         _log.warning("torch.compile needs a C++ compiler and none is installed: running without it")
         return False
-    stacks: Iterable[nn.ModuleList] = (
-        stack
-        for encoder in (model.student, model.teacher.encoder)
-        for stack in (encoder.transformer.blocks, *(encoder.frontend(name).blocks for name in encoder.frontends))
-    )
-    for block in {id(block): block for stack in stacks for block in stack}.values():
+    for block in task.blocks():
         block.compile()
     return True
 
@@ -182,13 +198,13 @@ def load_adamw_state(optimiser: torch.optim.Optimizer, model: nn.Module, state: 
     optimiser.state.update(loaded)
 
 
-class TorchEngine:
+class TorchEngine(Engine):
     """Plain PyTorch: AdamW, autocast, accumulation and clipping; gradients are summed over ranks before a step."""
 
     sharded = False
 
-    def __init__(self, model: Data2Vec, experiment: Experiment, ranks: Ranks | None = None) -> None:
-        """Take the model to its device and make the optimiser.
+    def __init__(self, task: Task[Any], experiment: Experiment, ranks: Ranks | None = None) -> None:
+        """Take the task to its device and make the optimiser.
 
         Raises:
             ConfigError: ``train.device`` is not usable here.
@@ -196,11 +212,11 @@ class TorchEngine:
         train = experiment.train
         self.ranks = ranks or Ranks()
         self.device = choose_device(train.device)
-        self.model = model.to(self.device)
-        self.model.student.transformer.activation_checkpointing = train.activation_checkpointing
+        self.task = task.to(self.device)
+        recompute_blocks(self.task, train.activation_checkpointing)
         self.bf16 = uses_bf16(train.precision, self.device)
-        self.compiled = compile_blocks(self.model, train.compile, self.device)
-        self.optimiser = build_optimiser(self.model, experiment.optim)
+        self.compiled = compile_blocks(self.task, train.compile, self.device)
+        self.optimiser = build_optimiser(self.task, experiment.optim)
         self.clip = experiment.optim.clip
         self.seed = train.seed
         self.bucket_size = experiment.engine.bucket_size
@@ -210,17 +226,16 @@ class TorchEngine:
         """bf16 matrix products where the precision asks for them."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
 
-    def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
+    def accumulate(self, prepared: Any, *, scale: float, update: int) -> Step:
         """See :class:`Engine`."""
         with self.autocast():
-            output: Output = self.model(batch, mask, seed=self.seed, update=update)
-        (output.total / count).backward()
-        return output
+            step: Step = self.task(prepared, seed=self.seed, update=update)
+        (step.total * scale).backward()
+        return step
 
-    def step(self, learning_rate: float, update: int) -> Tensor:
+    def step(self, rate: float, update: int) -> Tensor:
         """See :class:`Engine`."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self.optimiser.param_groups, rate)
         for parameter in self._trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
@@ -231,7 +246,7 @@ class TorchEngine:
             norm = nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])
         self.optimiser.step()
         self.optimiser.zero_grad(set_to_none=True)
-        self.model.update_teacher(update)
+        self.task.after_step(update, lerp)
         return norm
 
     def _sum_gradients(self) -> None:
@@ -256,14 +271,14 @@ class TorchEngine:
         """See :class:`Engine`."""
         rank, world = self.ranks.rank, self.ranks.world
         return {
-            "model": shared_out(self.model.own_state(), rank, world),
-            "optimiser": shared_out(adamw_state(self.optimiser, self.model), rank, world),
+            "model": shared_out(self.task.own_state(), rank, world),
+            "optimiser": shared_out(adamw_state(self.optimiser, self.task), rank, world),
         }
 
     def load_state(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """See :class:`Engine`."""
-        trained = {name: p.shape for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {name: p.shape for name, p in self.task.named_parameters() if p.requires_grad}
         for _ in check_moments(optimiser, trained):
             pass  # before anything is changed
-        self.model.load_own_state(model)
-        load_adamw_state(self.optimiser, self.model, optimiser)
+        self.task.load_own_state(model)
+        load_adamw_state(self.optimiser, self.task, optimiser)

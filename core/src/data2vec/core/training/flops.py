@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from data2vec.core.batch import Batch
-from data2vec.core.model.data2vec import Data2Vec
-from data2vec.core.model.mask import Mask
-from data2vec.core.model.objective import on_this_rank_alone
+from data2vec.core.task import Step, Task
 
 
 def _attention(query: tuple[int, ...], key: tuple[int, ...], *rest: Any, **named: Any) -> int:
@@ -32,23 +29,23 @@ _CPU_ATTENTION = {
 }
 
 
-def step_flops(model: Data2Vec, batch: Batch, mask: Mask) -> int:
-    """Floating-point operations of forward and backward on this batch, teacher included, a multiply-add being two.
+def step_flops(task: Task[Any], prepared: Any) -> int:
+    """Floating-point operations of forward and backward on this batch, every pass included, a multiply-add being two.
 
     Counts matrix products, convolutions and attention, as is usual for MFU. Runs the step once, before any
     compilation, and leaves gradients, parameters and random states as they were.
     """
-    gradients = {id(p): p.grad for p in model.parameters()}
-    for parameter in model.parameters():
+    gradients = {id(p): p.grad for p in task.parameters()}
+    for parameter in task.parameters():
         parameter.grad = None  # else backward would add to it in place
-    devices = [batch.inputs.device] if batch.inputs.device.type == "cuda" else []
+    devices = {parameter.device for parameter in task.parameters() if parameter.device.type == "cuda"}
     with (
-        on_this_rank_alone(),
-        torch.random.fork_rng(devices=devices),
+        torch.random.fork_rng(devices=list(devices)),
         FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
     ):
-        model(batch, mask).loss.backward()
-    for parameter in model.parameters():
+        step: Step = task(prepared)
+        step.loss.backward()
+    for parameter in task.parameters():
         parameter.grad = gradients[id(parameter)]
     return int(counter.get_total_flops())
 

@@ -1,4 +1,4 @@
-"""Metrics of a run, where they go, and the checks that stop a run that has stopped learning.
+"""Metrics of a run and where they go.
 
 Values stay on the device until a log line is due, so that a GPU is not waited for at every update; the checks then
 see every update and name the component that failed first.
@@ -8,114 +8,46 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from data2vec.core.config import TrainConfig
 from data2vec.core.errors import TrainingError
+from data2vec.core.task import Moments
+from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.ranks import Ranks
 
-_ADVICE = {
-    "extractor": "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)",
-    "teacher": "raise teacher.decay_start and teacher.decay_end, lower optim.lr, or raise optim.warmup",
-    "prediction": "lower optim.lr, raise optim.warmup, or mask less in longer or larger pieces",
-    "loss": "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)",
-}
-_COMPONENTS = {  # in the order in which data flows: the first that fails is the cause
-    "extractor_spread": "extractor",
-    "target_spread": "teacher",
-    "prediction_spread": "prediction",
-    "loss": "loss",
-}
 
+@dataclass(frozen=True)
+class _Update:
+    """What an update reported on this rank: scalars, and moments of signals."""
 
-class HealthCheck:
-    """The decision, from every update's values, whether a run still learns; each modality is judged by itself.
+    number: int
+    modality: str
+    values: dict[str, Tensor]
+    moments: dict[str, Moments]
 
-    A spread counts as collapsed when it stays below its threshold for ``collapse_after`` updates of its modality.
-    Predictions start without any spread, so they are judged once they have been healthy, or after warm-up.
-    """
+    def packed(self) -> Tensor:
+        """(n,) float64, everything of which the sum over ranks is meant."""
+        scalars = [value.double().reshape(1) for value in self.values.values()]
+        parts = [part for m in self.moments.values() for part in (m.count.reshape(1), m.sum, m.squares)]
+        return torch.cat([*scalars, *parts])
 
-    def __init__(self, config: TrainConfig, warmup: int, modalities: Sequence[str] = ("",)) -> None:
-        """Judge nothing yet.
-
-        Args:
-            config: thresholds.
-            warmup: updates of the learning rate's warm-up.
-            modalities: names, of which errors give one where there are several.
-        """
-        self.config = config
-        self.warmup = warmup
-        self.modalities = tuple(modalities)
-        self._low: dict[str, tuple[int, int]] = {}  # by modality and signal: since which update, for how many
-        self._was_healthy: set[str] = set()
-
-    def check(self, update: int, values: Mapping[str, float], modality: str = "") -> None:
-        """Look at one update.
-
-        Args:
-            update: its number.
-            values: ``loss``, ``extractor_spread``, ``target_spread`` and ``prediction_spread``.
-            modality: of its samples.
-
-        Raises:
-            TrainingError: a value is not finite, or targets or predictions have collapsed.
-        """
-        where = f" of {modality}" if len(self.modalities) > 1 else ""
-        for key, component in _COMPONENTS.items():
-            if key in values and not math.isfinite(values[key]):
-                what = f"the loss{where}" if component == "loss" else f"the {component}'s output{where}"
-                raise TrainingError(
-                    f"update {update}: {what} is not finite ({key} is {values[key]}; the first to fail was the "
-                    f"{component}). Try: {_ADVICE[component]}"
-                )
-        thresholds = {
-            "target_spread": self.config.min_target_spread,
-            "prediction_spread": self.config.min_prediction_spread,
-        }
-        for signal, threshold in thresholds.items():
-            if signal not in values:
-                continue
-            key = f"{modality}/{signal}"
-            if values[signal] >= threshold:
-                self._was_healthy.add(key)
-                self._low.pop(key, None)
-                continue
-            if signal == "prediction_spread" and key not in self._was_healthy and update < self.warmup:
-                continue
-            since, before = self._low.get(key, (update, 0))
-            self._low[key] = since, before + 1
-            if before + 1 >= self.config.collapse_after:
-                component = _COMPONENTS[signal]
-                what = "targets" if component == "teacher" else "predictions"
-                raise TrainingError(
-                    f"update {update}: the {what}{where} have collapsed ({signal} is {values[signal]:.2g}, below "
-                    f"{threshold:g} since update {since}; the first to fail was the {component}). "
-                    f"Try: {_ADVICE[component]}"
-                )
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        return {"low": {key: list(value) for key, value in self._low.items()}, "was_healthy": sorted(self._was_healthy)}
-
-    def load_state(self, state: Mapping[str, Any], update: int) -> None:
-        """Go on from :meth:`state` after ``update``, or from what earlier versions kept for all modalities together."""
-        if "low_since" in state:
-            low = {old: (int(since), update - int(since) + 1) for old, since in state["low_since"].items()}
-            self._low = {key: value for old, value in low.items() for key in self._keys(old)}
-            self._was_healthy = {key for old in state["was_healthy"] for key in self._keys(old)}
-            return
-        self._low = {str(key): (int(since), int(count)) for key, (since, count) in state["low"].items()}
-        self._was_healthy = {str(key) for key in state["was_healthy"]}
-
-    def _keys(self, signal: str) -> list[str]:
-        return [f"{modality}/{signal}" for modality in self.modalities]
+    def unpacked(self, sums: Tensor) -> tuple[dict[str, float], Tensor]:
+        """The values and spreads in what :meth:`packed` has become by adding up the ranks, and what follows it."""
+        count = len(self.values)
+        values = dict(zip(self.values, sums[:count].tolist(), strict=True))
+        rest = sums[count:]
+        for key, own in self.moments.items():
+            width = own.sum.numel()
+            added, first, second, rest = rest.tensor_split((1, 1 + width, 1 + 2 * width))
+            values[key] = float(Moments(added.squeeze(0), first, second).spread())
+        return values, rest
 
 
 class Monitor:
@@ -133,7 +65,7 @@ class Monitor:
         self._board: Any = None
         if self.ranks.first:
             self._open(folder, start_update)
-        self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
+        self._pending: list[_Update] = []
         self._checked: list[tuple[int, dict[str, float]]] = []
         self._samples = 0
         self._waited = 0.0
@@ -151,18 +83,27 @@ class Monitor:
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)
 
     def add(
-        self, update: int, values: Mapping[str, Tensor], *, samples: int, waited: float, modality: str = ""
+        self,
+        update: int,
+        values: Mapping[str, Tensor],
+        moments: Mapping[str, Moments],
+        *,
+        samples: int,
+        waited: float,
+        modality: str = "",
     ) -> None:
         """Remember one update.
 
         Args:
             update: its number.
             values: scalars on the device, of which the sum over ranks is meant.
+            moments: of this rank's rows, by signal; the metrics get the spread over the rows of all ranks.
             samples: that all ranks saw.
             waited: seconds that this rank waited for data.
             modality: of its samples.
         """
-        self._pending.append((update, modality, {key: value.detach() for key, value in values.items()}))
+        detached = {key: value.detach() for key, value in values.items()}
+        self._pending.append(_Update(update, modality, detached, dict(moments)))
         self._samples += samples
         self._waited += waited
 
@@ -179,13 +120,13 @@ class Monitor:
         """
         if not self._pending:
             return
-        stacked = torch.stack([value.float() for *_, values in self._pending for value in values.values()])
-        sums = iter(self.ranks.sum(stacked.tolist()))  # waits for the device
         pending, self._pending = self._pending, []
-        for update, modality, values in pending:  # of which every modality may have its own
-            summed = {key: next(sums) for key in values}
-            self.health.check(update, summed, modality)
-            self._checked.append((update, summed))
+        own = torch.cat([update.packed() for update in pending]).cpu()  # waits for the device
+        rest = self.ranks.add_up(own)
+        for update in pending:  # of which every modality may have its own
+            values, rest = update.unpacked(rest)
+            self.health.check(update.number, values, update.modality)
+            self._checked.append((update.number, values))
 
     def flush(self, **known: float) -> dict[str, float]:
         """Check, write the means of all updates since the last call and ``known``, return that line.

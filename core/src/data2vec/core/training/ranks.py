@@ -14,6 +14,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from data2vec.core.errors import ConfigError, Data2VecError, PeerError, RankLostError
 
@@ -70,12 +71,18 @@ class Ranks:
         Raises:
             RankLostError: another rank has ended.
         """
-        if self.world == 1:
-            return list(values)
-        tensor = torch.tensor(values, dtype=torch.float64)
-        with peers_alive():
-            dist.all_reduce(tensor)
-        return tensor.tolist()
+        return list(values) if self.world == 1 else self.add_up(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def add_up(self, tensor: Tensor) -> Tensor:
+        """Add a tensor of host memory up over ranks, in place; every rank must call with the same shape.
+
+        Raises:
+            RankLostError: another rank has ended.
+        """
+        if self.world > 1:
+            with peers_alive():
+                dist.all_reduce(tensor)
+        return tensor
 
     def barrier(self) -> None:
         """Wait for every rank."""

@@ -14,12 +14,11 @@ from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData
 from data2vec.core.evaluation.embedding import embedding_map
 from data2vec.core.evaluation.run import TEACHER, Evaluated
-from data2vec.core.modality import Illustrations, Masker, Panel
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.modality import Illustrations, Panel
 from data2vec.core.overrides import tree
+from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.report import Report, write_report
-from data2vec.core.training.trainer import hide
 
 _DRAWN = 64  # samples that the pictures are drawn from
 _MAPPED = 1_000  # samples in the embedding map
@@ -34,7 +33,6 @@ def write_run_report(
     data: EvaluationData,
     evaluated: Evaluated,
     *,
-    masker: Masker,
     folder: Path,
     update: int,
     seconds: float,
@@ -49,7 +47,6 @@ def write_run_report(
         name: the modality.
         data: samples to draw.
         evaluated: scores and features of the test samples.
-        masker: makes the masks that are drawn.
         folder: the run's, for its metrics.
         update: applied updates.
         seconds: spent training.
@@ -67,7 +64,7 @@ def write_run_report(
         history=history,
         thresholds={"target_spread": train.min_target_spread, "prediction_spread": train.min_prediction_spread},
         evaluation=evaluated.table,
-        panels=_panels(experiment, model, device, name, data, masker),
+        panels=_panels(experiment, model, device, name, data),
         embedding=embedding_map(
             features.x, features.labels, max_points=_MAPPED, seed=train.seed, class_names=data.class_names
         ),
@@ -86,13 +83,13 @@ def write_run_report(
 
 
 def _panels(
-    experiment: Experiment, model: Data2Vec, device: torch.device, name: str, data: EvaluationData, masker: Masker
+    experiment: Experiment, model: Data2Vec, device: torch.device, name: str, data: EvaluationData
 ) -> list[Panel]:
     (batch,) = islice(data.evaluation_batches(_DRAWN, _DRAWN), 1)
     modality = experiment.modalities[name]
-    batch, mask = hide(model, modality, masker, batch, seed=experiment.train.seed, update=0)
-    features = model.features(batch.to(device))
-    drawn = Illustrations(batch, mask.hidden, features.x.cpu(), features.shape)
+    masked = model.prepare(batch, seed=experiment.train.seed, update=0)
+    features = model.features(masked.batch.to(device))
+    drawn = Illustrations(masked.batch, masked.mask.hidden, features.x.cpu(), features.shape)
     panels: list[Panel] = modality.panels(drawn)
     return panels
 

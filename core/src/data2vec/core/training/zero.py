@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
-from data2vec.core.batch import Batch
 from data2vec.core.config import EngineConfig, Experiment, Switch
 from data2vec.core.errors import ConfigError
-from data2vec.core.model.data2vec import Data2Vec, Output
-from data2vec.core.model.mask import Mask
-from data2vec.core.model.teacher import decay
+from data2vec.core.task import Step, Task, check_state, lerp
 from data2vec.core.training.engine import (
+    Engine,
     Shares,
     adamw_state,
     build_optimiser,
@@ -33,6 +31,8 @@ from data2vec.core.training.engine import (
     choose_device,
     compile_blocks,
     load_adamw_state,
+    recompute_blocks,
+    set_rate,
     shared_out,
     uses_bf16,
 )
@@ -44,22 +44,22 @@ _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class _Loss(nn.Module):
-    """A model behind one tensor, which is what DeepSpeed's hooks understand."""
+    """A task behind one tensor, which is what DeepSpeed's hooks understand."""
 
-    def __init__(self, model: Data2Vec, device: torch.device, bf16: bool) -> None:
+    def __init__(self, task: Task[Any], device: torch.device, bf16: bool) -> None:
         super().__init__()
-        self.model = model
-        self.output: Output | None = None
+        self.task = task
+        self.given: Step | None = None
         self._device_type, self._bf16 = device.type, bf16
 
-    def forward(self, batch: Batch, mask: Mask, seed: int, update: int, scale: float) -> Tensor:
-        """The summed loss times ``scale``; the model's output stays in ``output``."""
+    def forward(self, prepared: Any, seed: int, update: int, scale: float) -> Tensor:
+        """The summed loss times ``scale``; what the task gives stays in ``given``."""
         # Here and not around the engine, which would switch it off; its own autocast rounds the gradients that ranks
         # exchange.
         with torch.autocast(self._device_type, torch.bfloat16, enabled=self._bf16):
-            output: Output = self.model(batch, mask, seed=seed, update=update)
-        self.output = output
-        return output.total * scale
+            step: Step = self.task(prepared, seed=seed, update=update)
+        self.given = step
+        return step.total * scale
 
 
 def deepspeed_settings(config: EngineConfig, clip: float | None) -> dict[str, Any]:
@@ -100,40 +100,39 @@ def _merged(ours: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(Engine):
     """See :class:`data2vec.core.training.engine.Engine`."""
 
-    def __init__(self, model: Data2Vec, experiment: Experiment, ranks: Ranks) -> None:
-        """Hand the model to DeepSpeed; every rank must have built the same one.
+    def __init__(self, task: Task[Any], experiment: Experiment, ranks: Ranks) -> None:
+        """Hand the task to DeepSpeed; every rank must have built the same one.
 
         Raises:
             ConfigError: DeepSpeed is not installed or refuses the settings, or ``train.device`` is not usable here.
         """
         train, self.stage = experiment.train, experiment.engine.zero_stage
-        self.ranks, self.model, self.seed = ranks, model, train.seed
+        self.ranks, self.task, self.seed = ranks, task, train.seed
         self.device = choose_device(train.device)
         self.bf16 = uses_bf16(train.precision, self.device)
-        self.teacher = experiment.teacher
-        model.student.transformer.activation_checkpointing = train.activation_checkpointing
+        recompute_blocks(task, train.activation_checkpointing)
         self.sharded = self.stage == 3
-        self._names = list(model.own_state())  # before parameters are cut
-        self._shapes = {name: value.shape for name, value in model.state_dict().items()}
+        self._names = list(task.own_state())  # before parameters are cut
+        self._shapes = {name: value.shape for name, value in task.state_dict().items()}
         switch = train.compile
         if self.stage == 3 and switch is not Switch.OFF:
             if switch is Switch.ON or self.device.type == "cuda":
                 _log.warning("blocks are not compiled at ZeRO stage 3, where that gives wrong results: running eagerly")
             switch = Switch.OFF
-        self.compiled = compile_blocks(model, switch, self.device)
-        base = build_optimiser(model, experiment.optim)
+        self.compiled = compile_blocks(task, switch, self.device)
+        base = build_optimiser(task, experiment.optim)
         self._clip = experiment.optim.clip
         self._norm: Tensor | None = None
         if self.stage == 0:
             base.register_step_pre_hook(self._clip_all)
         settings = deepspeed_settings(experiment.engine, self._clip if self.stage else None)
-        self._engine = _initialise(_Loss(model, self.device, self.bf16), base, settings, self.device)
+        self._engine = _initialise(_Loss(task, self.device, self.bf16), base, settings, self.device)
         self._base = base
         # DeepSpeed adds attributes to parameters at stage 3, which no type declares.
-        self._pairs: list[tuple[str, Any, Any]] = list(model.teacher.averaged(model.student))
+        self._pairs: list[tuple[str, Any, Any]] = list(task.followers())
         self._check_pairs()
 
     def _check_pairs(self) -> None:
@@ -146,14 +145,14 @@ class DeepSpeedEngine:
                 assert mine.ds_tensor.shape == theirs.ds_tensor.shape, name
                 assert getattr(mine, "ds_secondary_tensor", None) is None, name
 
-    def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
+    def accumulate(self, prepared: Any, *, scale: float, update: int) -> Step:
         """See :class:`Engine`."""
         with peers_alive():
             # DeepSpeed averages gradients over ranks.
-            loss = self._engine(batch, mask, self.seed, update, self.ranks.world / count)
-            output: Output = self._engine.module.output
+            loss = self._engine(prepared, self.seed, update, self.ranks.world * scale)
+            step: Step = self._engine.module.given
             self._engine.backward(loss)
-        return output
+        return step
 
     def _clip_all(self, optimiser: Any, *rest: Any) -> None:
         """Stage 0: just before the step, when gradients have been summed over ranks."""
@@ -166,16 +165,15 @@ class DeepSpeedEngine:
         else:
             self._norm = nn.utils.clip_grad_norm_(trained, self._clip)
 
-    def step(self, learning_rate: float, update: int) -> Tensor:
+    def step(self, rate: float, update: int) -> Tensor:
         """See :class:`Engine`."""
-        for group in self._engine.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_rate(self._engine.optimizer.param_groups, rate)
         with peers_alive():
             self._engine.step()
         norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         self._forget_gradients()
         if self._engine.was_step_applied():
-            self.update_teacher(update)
+            self.task.after_step(update, self.move)
         return torch.as_tensor(float("nan") if norm is None else norm, device=self.device)
 
     def _forget_gradients(self) -> None:
@@ -195,23 +193,21 @@ class DeepSpeedEngine:
             gradient.zero_()
 
     @torch.no_grad()
-    def update_teacher(self, update: int) -> None:
-        """Move the teacher; at stage 3 each rank its shard, without communication."""
+    def move(self, followers: Sequence[Any], followed: Sequence[Any], share: float) -> None:
+        """Move parameters towards others; at stage 3 each rank its shards, without communication."""
         if self.stage < 3:
-            self.model.update_teacher(update)
+            lerp(followers, followed, share)
             return
-        self.model.teacher.copy_buffers(self.model.student)
-        tau = decay(self.teacher, update)
-        shards = [(mine.ds_tensor, theirs.ds_tensor) for _, mine, theirs in self._pairs]
+        shards = [(mine.ds_tensor, theirs.ds_tensor) for mine, theirs in zip(followers, followed, strict=True)]
         # Parameters that stay whole on every rank: the copies that the forward pass reads move as the shards do.
         shards += [
             (mine.data, theirs.data)
-            for _, mine, theirs in self._pairs
+            for mine, theirs in zip(followers, followed, strict=True)
             if _is_whole(mine) and mine.data_ptr() != mine.ds_tensor.data_ptr()
         ]
         for device in {mine.device for mine, _ in shards}:
-            here = [(mine, theirs) for mine, theirs in shards if mine.device == device]
-            torch._foreach_lerp_([mine for mine, _ in here], [theirs.to(device) for _, theirs in here], 1.0 - tau)
+            here = [(mine, theirs.to(device)) for mine, theirs in shards if mine.device == device]
+            lerp([mine for mine, _ in here], [theirs for _, theirs in here], share)
         if self.device.type == "cuda":  # the next gathering may read the shards on another stream
             torch.cuda.current_stream(self.device).synchronize()
 
@@ -220,9 +216,9 @@ class DeepSpeedEngine:
         rank, world = self.ranks.rank, self.ranks.world
         if self.stage == 3:
             return {"model": self._sharded_model(), "optimiser": self._sharded_moments()}
-        model = shared_out(self.model.own_state(), rank, world)
+        model = shared_out(self.task.own_state(), rank, world)
         if self.stage == 0:
-            return {"model": model, "optimiser": shared_out(adamw_state(self._base, self.model), rank, world)}
+            return {"model": model, "optimiser": shared_out(adamw_state(self._base, self.task), rank, world)}
         optimiser: dict[str, Tensor | Piece] = {}
         for name, parameter, fragment, state in self._fragments():
             start, length = fragment.lp_fragment_address.start, fragment.lp_fragment_address.numel
@@ -236,7 +232,7 @@ class DeepSpeedEngine:
     def _fragments(self) -> Iterator[tuple[str, nn.Parameter, Any, dict[str, Tensor]]]:
         """Stages 1 and 2: (name, parameter, its place in this rank's flat partition, the partition's moments)."""
         flat = self._engine.optimizer.single_partition_of_fp32_groups
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.task.named_parameters():
             fragment = getattr(parameter, "_hp_mapping", None)
             if parameter.requires_grad and fragment is not None:
                 partition = flat[fragment.param_group_index]
@@ -253,8 +249,8 @@ class DeepSpeedEngine:
 
     def _sharded_model(self) -> Shares:
         mine: dict[str, Tensor | Piece] = {}
-        parameters: dict[str, Any] = dict(self.model.named_parameters(remove_duplicate=False))
-        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        parameters: dict[str, Any] = dict(self.task.named_parameters(remove_duplicate=False))
+        buffers = dict(self.task.named_buffers(remove_duplicate=False))
         for name in self._names:
             if name in parameters:
                 parameter = parameters[name]
@@ -288,22 +284,22 @@ class DeepSpeedEngine:
     def _shards_of_moments(self) -> Iterator[tuple[str, Any, Tensor, int]]:
         """Stage 3: (name, parameter, the flat partition that holds its shard, where in it)."""
         zero = self._engine.optimizer
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in self.task.named_parameters():
             if parameter.requires_grad:
                 group, offset, _ = zero.grad_position[zero.get_param_id(parameter)]
                 yield name, parameter, zero.fp32_partitioned_groups_flat[group], offset
 
     def load_state(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
         """See :class:`Engine`."""
-        trained = {name: self._shapes[name] for name, p in self.model.named_parameters() if p.requires_grad}
+        trained = {name: self._shapes[name] for name, p in self.task.named_parameters() if p.requires_grad}
         for _ in check_moments(optimiser, trained):
             pass  # before anything is changed
         if self.stage == 3:
             self._load_sharded(model, optimiser)
             return
-        self.model.load_own_state(model)
+        self.task.load_own_state(model)
         if self.stage == 0:
-            load_adamw_state(self._base, self.model, optimiser)
+            load_adamw_state(self._base, self.task, optimiser)
             return
         self._engine.optimizer.refresh_fp32_params()
         for name, _, fragment, state in self._fragments():
@@ -317,9 +313,9 @@ class DeepSpeedEngine:
 
     @torch.no_grad()
     def _load_sharded(self, model: Mapping[str, Tensor], optimiser: Mapping[str, Tensor]) -> None:
-        self.model.check_state(model, {name: self._shapes[name] for name in self._names})
-        parameters: dict[str, Any] = dict(self.model.named_parameters(remove_duplicate=False))
-        buffers = dict(self.model.named_buffers(remove_duplicate=False))
+        check_state(model, {name: self._shapes[name] for name in self._names})
+        parameters: dict[str, Any] = dict(self.task.named_parameters(remove_duplicate=False))
+        buffers = dict(self.task.named_buffers(remove_duplicate=False))
         for name in self._names:
             whole = model[name]
             if name not in parameters:

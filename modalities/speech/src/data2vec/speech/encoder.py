@@ -14,7 +14,7 @@ from torch import Tensor
 from data2vec.core.batch import Sample
 from data2vec.core.errors import CheckpointError, SampleError
 from data2vec.core.loading import LoadedRun, load_run
-from data2vec.core.model.data2vec import Features
+from data2vec.core.model.encoder import Features
 from data2vec.speech.config import Speech
 from data2vec.speech.loader import SILENCE, AudioDecoder
 
@@ -25,9 +25,9 @@ Clip = str | Path | Tensor | NDArray[np.float32]
 class SpeechEncoder:
     """The teacher (or student) of a run, on the run's device.
 
-    ``layers`` and ``of`` are those of :meth:`data2vec.core.model.data2vec.Data2Vec.features`. Clips are files (flac,
-    wav or ogg at any rate) or waveforms, one-dimensional and at 16 kHz. They are used in full: nothing is cropped.
-    What a clip gives does not depend on the clips beside it.
+    ``layers`` and ``of`` are those of :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`. Clips are files
+    (flac, wav or ogg at any rate) or waveforms, one-dimensional and at 16 kHz. They are used in full: nothing is
+    cropped. What a clip gives does not depend on the clips beside it.
     """
 
     run: LoadedRun

@@ -11,7 +11,7 @@ from torch import Tensor
 from data2vec.core.batch import Batch, Sample
 from data2vec.core.errors import CheckpointError, SampleError
 from data2vec.core.loading import LoadedRun, load_run
-from data2vec.core.model.data2vec import Features
+from data2vec.core.model.encoder import Features
 from data2vec.text.config import Text
 
 
@@ -19,7 +19,7 @@ from data2vec.text.config import Text
 class TextEncoder:
     """The teacher (or student) of a run, on the run's device.
 
-    ``layers`` and ``of`` are those of :meth:`data2vec.core.model.data2vec.Data2Vec.features`.
+    ``layers`` and ``of`` are those of :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`.
     """
 
     run: LoadedRun

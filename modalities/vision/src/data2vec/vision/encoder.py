@@ -22,7 +22,7 @@ from data2vec.vision.loader import ImageDecoder
 class ImageEncoder:
     """The teacher (or student) of a run, on the run's device.
 
-    ``layers`` and ``of`` are those of :meth:`data2vec.core.model.data2vec.Data2Vec.features`.
+    ``layers`` and ``of`` are those of :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`.
     """
 
     run: LoadedRun

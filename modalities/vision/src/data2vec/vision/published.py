@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError
-from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.pretraining.data2vec import Data2Vec
 
 _BLOCK = {
     "norm1": "norm1",

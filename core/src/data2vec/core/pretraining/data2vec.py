@@ -6,8 +6,7 @@ K layers, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import torch
@@ -16,56 +15,48 @@ from torch import Tensor, nn
 from data2vec.core.batch import Batch
 from data2vec.core.config import (
     Experiment,
-    LayerOutput,
     LossConfig,
     StudentSees,
     TargetsConfig,
     TeacherConfig,
+    TrainConfig,
     TransformerConfig,
 )
-from data2vec.core.errors import CheckpointError
-from data2vec.core.model.encoder import Encoded, Encoder, Frontend, Tokens
+from data2vec.core.evaluation.rank import effective_rank
+from data2vec.core.evaluation.run import STUDENT, TEACHER, Compared
+from data2vec.core.modality import Masker, Modality
+from data2vec.core.model.encoder import Collect, Encoded, Encoder, Features, Frontend, Tokens, View, mean_over_valid
 from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import Mask
-from data2vec.core.model.objective import regression_loss, spread
-from data2vec.core.model.predictor import Predictor, build_predictor
-from data2vec.core.model.targets import make_targets
-from data2vec.core.model.teacher import Teacher
 from data2vec.core.model.transformer import Transformer, dropped_layers
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.objective import regression_loss
+from data2vec.core.pretraining.predictor import Predictor, build_predictor
+from data2vec.core.pretraining.targets import make_targets
+from data2vec.core.pretraining.teacher import Teacher, decay
+from data2vec.core.task import LOSS, Moments, Move, Step, Task, Vital, lerp
+
+_UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encoder is not where this run began
+_RANK_SAMPLES, _RANK_VECTORS = 64, 1024  # whose teacher features show whether they span few directions
+_LOWER_RATE = "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)"
 
 
-@dataclass(frozen=True)
-class Output:
-    """``total``: the loss summed over hidden positions, ``count`` of them; ``losses``: its parts, each a mean.
-
-    ``statistics`` (detached, over all ranks): ``target_spread``, ``prediction_spread``, ``extractor_spread``.
-    """
-
-    total: Tensor
-    count: int
-    losses: dict[str, Tensor]
-    statistics: dict[str, Tensor]
-
-    @property
-    def loss(self) -> Tensor:
-        """Mean over hidden positions."""
-        return self.total / self.count
-
-
-@dataclass(frozen=True)
-class Features:
-    """``x``: (B, T, D) without prefix tokens. ``shape``: their grid. ``padding``: (B, T) bool or None."""
-
-    x: Tensor
-    shape: tuple[int, ...]
-    padding: Tensor | None
-
-    def mean(self) -> Tensor:
-        """(B, D), the mean over valid positions."""
-        if self.padding is None:
-            return self.x.mean(1)
-        valid = (~self.padding).unsqueeze(-1).to(self.x.dtype)
-        return (self.x * valid).sum(1) / valid.sum(1)
+def vitals(train: TrainConfig) -> tuple[Vital, ...]:
+    """What pretraining is judged by: the student's features, the targets, the predictions and the loss."""
+    return (
+        Vital("extractor_spread", "extractor", _LOWER_RATE),
+        Vital(
+            "target_spread", "teacher",
+            "raise teacher.decay_start and teacher.decay_end, lower optim.lr, or raise optim.warmup",
+            train.min_target_spread, "targets",
+        ),
+        Vital(
+            "prediction_spread", "prediction",
+            "lower optim.lr, raise optim.warmup, or mask less in longer or larger pieces",
+            train.min_prediction_spread, "predictions", starts_flat=True,
+        ),
+        LOSS,
+    )  # fmt: skip
 
 
 class MaskTokens(nn.Module):
@@ -97,8 +88,8 @@ class MaskTokens(nn.Module):
         return self[name].to(dtype).unsqueeze(0)
 
 
-class Data2Vec(nn.Module):
-    """Student, teacher and predictors of one or several modalities.
+class Data2Vec(Task[Masked]):
+    """Pretraining: student, teacher and predictors of one or several modalities.
 
     Args:
         frontends: one for each modality.
@@ -109,6 +100,8 @@ class Data2Vec(nn.Module):
         teacher: decay and sharing.
         targets: which layers are averaged and how they are normalised.
         loss: the objective.
+        train: what the run is judged by.
+        modalities: their settings, which make masks; needed to :meth:`prepare` batches.
     """
 
     def __init__(
@@ -122,15 +115,20 @@ class Data2Vec(nn.Module):
         teacher: TeacherConfig,
         targets: TargetsConfig,
         loss: LossConfig,
+        train: TrainConfig | None = None,
+        modalities: Mapping[str, Modality] | None = None,
     ) -> None:
         super().__init__()
-        self.student = Encoder(frontends, transformer)
+        self.student = Encoder(frontends, transformer, Collect(targets.output, targets.top_k))
         self.predictors = nn.ModuleDict(dict(predictors))
         self.mask_tokens = MaskTokens(sorted(mask_tokens), transformer.config.width)
         self.teacher = Teacher(self.student, teacher)
         self.student_sees = student_sees
         self.targets = targets
         self.loss = loss
+        self.modalities = dict(modalities or {})
+        self._maskers: dict[str, Masker] = {}
+        self._vitals = vitals(train or TrainConfig())
 
     @classmethod
     def build(cls, experiment: Experiment) -> Self:
@@ -147,24 +145,37 @@ class Data2Vec(nn.Module):
             teacher=experiment.teacher,
             targets=experiment.targets,
             loss=experiment.loss,
+            train=experiment.train,
+            modalities=modalities,
         )
 
-    def forward(self, batch: Batch, mask: Mask, *, seed: int = 0, update: int = 0) -> Output:
+    def prepare(self, batch: Batch, *, seed: int, update: int) -> Masked:
+        """Make the masks of a batch, on the CPU."""
+        name = batch.modality
+        modality = self.modalities[name]
+        if name not in self._maskers:
+            self._maskers[name] = modality.build_masker()
+        return Masked.of(
+            batch, modality, self._maskers[name], self.student.frontend(name).extractor,
+            visible_only=self.student_sees is StudentSees.VISIBLE, seed=seed, update=update,
+        )  # fmt: skip
+
+    def forward(self, prepared: Masked, *, seed: int = 0, update: int = 0) -> Step:
         """The regression loss of one batch.
 
         Args:
-            batch: B samples of one modality, on the model's device.
-            mask: M masks for each, on the same device.
+            prepared: B samples of one modality and M masks for each, on the model's device.
             seed: of the run; with ``update`` it decides which blocks layer drop skips, equally on every rank.
             update: number of the optimiser's next update.
         """
+        batch, mask = prepared.batch, prepared.mask
         name = batch.modality
-        student_inputs = batch.inputs if batch.student_inputs is None else batch.student_inputs
-        tokens: Tokens = self.student.frontend(name).extractor(student_inputs, batch.lengths)
+        read = batch.inputs if batch.student_inputs is None else batch.student_inputs
+        tokens = self.student.extract(name, read, batch.lengths)
         targets = self.make_targets(batch, tokens)
-        encoded, padding = self.encode_masked(name, tokens, mask, seed=seed, update=update)
-        prediction = self.predictors[name](encoded.positions, mask, tokens.shape, padding)
-        hidden_targets = self._repeat(targets, mask.masks).flatten(0, 1).index_select(0, mask.positions)
+        encoded, rows = self.encode_masked(name, tokens, mask, seed=seed, update=update)
+        prediction = self.predictors[name](encoded.positions, mask, tokens.shape, rows.padding)
+        hidden_targets = _repeat(targets, mask.masks).flatten(0, 1).index_select(0, mask.positions)
         positions = regression_loss(prediction, hidden_targets, beta=self.loss.beta, scale=self.loss.scale)
         total = positions.sum()
         losses = {"regression": positions.detach().mean()}
@@ -172,35 +183,35 @@ class Data2Vec(nn.Module):
             cls = self._cls_loss(encoded, targets, tokens.padding, mask.masks)
             total = total + cls * (self.loss.cls_weight * mask.count)
             losses["cls"] = cls.detach()
-        statistics = {
-            "target_spread": spread(hidden_targets),
-            "prediction_spread": spread(prediction),
-            "extractor_spread": spread(tokens.x.flatten(0, 1) if tokens.padding is None else tokens.x[~tokens.padding]),
+        valid = tokens.x.flatten(0, 1) if tokens.padding is None else tokens.x[~tokens.padding]
+        moments = {
+            "target_spread": Moments.of(hidden_targets),
+            "prediction_spread": Moments.of(prediction),
+            "extractor_spread": Moments.of(valid),
         }
-        return Output(total, mask.count, losses, statistics)
+        return Step(total, mask.count, losses, moments)
 
     def encode_masked(
         self, name: str, tokens: Tokens, mask: Mask, *, seed: int = 0, update: int = 0
-    ) -> tuple[Encoded, Tensor | None]:
-        """The student's view: (N, P + V, D) encoded, and the (N, T) padding of its rows."""
-        padding = None if tokens.padding is None else self._repeat(tokens.padding, mask.masks)
+    ) -> tuple[Encoded, Tokens]:
+        """The student's view: (N, P + V, D) encoded, and the N rows of tokens that it was given."""
+        padding = None if tokens.padding is None else _repeat(tokens.padding, mask.masks)
         x, frontend = tokens.x, self.student.frontend(name)
         if mask.visible is None:
             token = self.mask_tokens(name, x.dtype) if name in self.mask_tokens else None
-            x = self._repeat(x, mask.masks)
+            x = _repeat(x, mask.masks)
             if token is not None:
                 if tokens.positions is not None:  # (1 or B, T, D): what is hidden is the content, not the place
-                    token = token + self._repeat(tokens.positions, mask.masks if len(tokens.positions) > 1 else 1)
+                    token = token + _repeat(tokens.positions, mask.masks if len(tokens.positions) > 1 else 1)
                 x = torch.where(mask.hidden.flatten(0, 1).unsqueeze(-1), token, x)
         elif frontend.positions is not None:  # positions are computed from content: what is hidden must not leak
-            x = self._repeat(x, mask.masks).masked_fill(mask.hidden.flatten(0, 1).unsqueeze(-1), 0.0)
+            x = _repeat(x, mask.masks).masked_fill(mask.hidden.flatten(0, 1).unsqueeze(-1), 0.0)
         transformer = self.student.transformer
         rate = transformer.config.layer_drop if self.training else 0.0
         dropped = dropped_layers(rate, transformer.config.depth, seed=seed, update=update) if rate else None
-        encoded: Encoded = self.student(
-            name, x, tokens.shape, padding=padding, visible=mask.visible, filler=mask.filler, dropped=dropped
-        )
-        return encoded, padding
+        rows = Tokens(x, tokens.shape, padding)
+        view = None if mask.visible is None else View(mask.visible, mask.filler)
+        return self.student.encode(name, rows, view, dropped=dropped), rows
 
     @torch.no_grad()
     def teacher_layers(self, batch: Batch, tokens: Tokens | None = None) -> tuple[list[Tensor], Tokens]:
@@ -213,15 +224,8 @@ class Data2Vec(nn.Module):
         shared = self.teacher.encoder.frontend(name).extractor is self.student.frontend(name).extractor
         if tokens is None or not shared or batch.student_inputs is not None:
             tokens = self.teacher.extract(name, batch.inputs, batch.lengths)
-        encoded = self.teacher(
-            name,
-            tokens.x.detach(),
-            tokens.shape,
-            padding=tokens.padding,
-            collect=self.targets.output,
-            top_k=self.targets.top_k,
-        )
-        return [layer[:, encoded.prefix :] for layer in encoded.layers], tokens
+        whole = Tokens(tokens.x.detach(), tokens.shape, tokens.padding)
+        return self.teacher.encode(name, whole, collect=self.student.average).layer_positions, tokens
 
     @torch.no_grad()
     def make_targets(self, batch: Batch, tokens: Tokens | None = None) -> Tensor:
@@ -236,46 +240,58 @@ class Data2Vec(nn.Module):
 
         The released code sums over the rows of a GPU instead, so that its weight depends on the batch of a GPU.
         """
-        mean = Features(targets, (), padding).mean()
+        mean = mean_over_valid(targets, padding)
         prediction = encoded.x[:, encoded.prefix - 1]
-        loss = regression_loss(prediction, self._repeat(mean, masks), beta=self.loss.beta, scale=self.loss.scale)
+        loss = regression_loss(prediction, _repeat(mean, masks), beta=self.loss.beta, scale=self.loss.scale)
         return loss.mean()
 
-    @staticmethod
-    def _repeat(x: Tensor, masks: int) -> Tensor:
-        return x if masks == 1 else x.repeat_interleave(masks, 0)
+    def followers(self) -> list[tuple[str, Tensor, Tensor]]:
+        """What the teacher averages."""
+        return self.teacher.averaged(self.student)
+
+    def after_step(self, update: int, move: Move = lerp) -> None:
+        """Move the teacher after an applied update."""
+        self.teacher.update(self.student, update, move)
+
+    def known(self, update: int) -> dict[str, float]:
+        """The teacher's decay."""
+        return {"teacher_decay": decay(self.teacher.config, update)}
+
+    def inspect(self, prepared: Masked) -> dict[str, float]:
+        """The effective rank of the teacher's position vectors of a few samples."""
+        features = self.features(prepared.batch.first(_RANK_SAMPLES)).x.flatten(0, 1)
+        chosen = torch.randperm(len(features), generator=torch.Generator())[:_RANK_VECTORS]
+        return {"teacher_rank": float(effective_rank(features[chosen].cpu()))}
+
+    def blocks(self) -> Iterable[nn.Module]:
+        """The blocks of student and teacher, each once."""
+        encoders = (self.student, self.teacher.encoder)
+        stacks = [
+            stack
+            for encoder in encoders
+            for stack in (encoder.transformer.blocks, *(encoder.frontend(name).blocks for name in encoder.frontends))
+        ]
+        return {id(block): block for stack in stacks for block in stack}.values()
+
+    def compared(self, experiment: Experiment, device: torch.device) -> Compared:
+        """The encoders that evaluation compares: teacher, student, and an untrained one of the same shape."""
+
+        def build() -> Encoder:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_UNTRAINED_SEED + experiment.train.seed)
+                return type(self).build(experiment).teacher.encoder.to(device).eval()
+
+        return Compared({TEACHER: self.teacher.encoder, STUDENT: self.student}, build)
+
+    def vitals(self) -> Sequence[Vital]:
+        """The spreads of the student's features, of targets and predictions, and the loss."""
+        return self._vitals
 
     def own_state(self) -> dict[str, Tensor]:
         """The state without the teacher's second names for what it shares with the student."""
         state = self.state_dict()
         shared = self._shared_names(state)
         return {name: value for name, value in state.items() if name not in shared}
-
-    def load_own_state(self, state: Mapping[str, Tensor]) -> None:
-        """Undo :meth:`own_state`, in place.
-
-        Raises:
-            CheckpointError: names or shapes that do not fit; the model is then unchanged.
-        """
-        self.check_state(state, {name: value.shape for name, value in self.own_state().items()})
-        self.load_state_dict(dict(state), strict=False)
-
-    @staticmethod
-    def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:
-        """Check that a state has the names and shapes of a model's.
-
-        Raises:
-            CheckpointError: it has not; the first problems are named.
-        """
-        problems = [f"it has no {name}" for name in sorted(shapes.keys() - state.keys())]
-        problems += [f"{name} has no place here" for name in sorted(state.keys() - shapes.keys())]
-        for name in sorted(state.keys() & shapes.keys()):
-            shape = tuple(state[name].shape)
-            if shape != tuple(shapes[name]):
-                problems.append(f"{name} is {shape} there and {tuple(shapes[name])} here")
-        if problems:
-            more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
-            raise CheckpointError("the saved weights do not fit this model: " + "; ".join(problems[:5]) + more)
 
     def start_from(self, state: Mapping[str, Tensor]) -> None:
         """Take the student, predictors and mask tokens of another model's :meth:`own_state`, with a new teacher.
@@ -296,19 +312,13 @@ class Data2Vec(nn.Module):
             if name.startswith(prefix) and value.data_ptr() == state["student." + name.removeprefix(prefix)].data_ptr()
         }
 
-    def update_teacher(self, update: int) -> float:
-        """Move the teacher after an applied optimiser update; returns the decay that was used."""
-        return self.teacher.update(self.student, update)
-
     @torch.no_grad()
     def features(self, batch: Batch, *, layers: str | int = "top_k", of: str = "teacher") -> Features:
         """Representations of unmasked inputs.
 
         Args:
             batch: B samples on the model's device.
-            layers: ``top_k`` (mean of the layer-normalised outputs of the last K blocks, as the method averages
-                them), ``all`` (the same over every block), ``last`` (the Transformer's output), ``extractor`` (what
-                comes before any block), or the number of one block from 1, whose output is returned as it is.
+            layers: see :meth:`data2vec.core.model.encoder.Encoder.features`.
             of: ``teacher`` or ``student``.
 
         Raises:
@@ -317,34 +327,8 @@ class Data2Vec(nn.Module):
         if of not in ("teacher", "student"):
             raise ValueError(f"of={of!r}: choose teacher or student")
         encoder = self.teacher.encoder if of == "teacher" else self.student
-        depth = encoder.transformer.config.depth
-        if isinstance(layers, str) and layers.isdecimal():
-            layers = int(layers)
-        if layers not in ("top_k", "all", "last", "extractor") and not (
-            isinstance(layers, int) and 1 <= layers <= depth
-        ):
-            raise ValueError(f"layers={layers!r}: choose top_k, all, last, extractor or a block from 1 to {depth}")
-        training = [module for module in self.modules() if module.training]
-        self.eval()
-        try:
-            return self._features(encoder, batch, layers, depth)
-        finally:
-            for module in training:
-                module.training = True
+        return encoder.features(batch.modality, batch.inputs, batch.lengths, layers=layers)
 
-    def _features(self, encoder: Encoder, batch: Batch, layers: str | int, depth: int) -> Features:
-        name = batch.modality
-        tokens: Tokens = encoder.frontend(name).extractor(batch.inputs, batch.lengths)
-        if layers == "extractor":
-            return Features(tokens.x.float(), tokens.shape, tokens.padding)
-        top_k = {"top_k": self.targets.top_k, "last": 1}.get(str(layers), depth)
-        output = LayerOutput.BLOCK if isinstance(layers, int) else self.targets.output
-        encoded = encoder(name, tokens.x, tokens.shape, padding=tokens.padding, collect=output, top_k=top_k)
-        if layers == "last":
-            x = encoded.positions.float()
-        elif isinstance(layers, int):
-            x = encoded.layers[layers - 1][:, encoded.prefix :].float()
-        else:
-            stacked = [layer[:, encoded.prefix :].float() for layer in encoded.layers]
-            x = torch.stack([torch.nn.functional.layer_norm(layer, layer.shape[-1:]) for layer in stacked]).mean(0)
-        return Features(x, tokens.shape, tokens.padding)
+
+def _repeat(x: Tensor, masks: int) -> Tensor:
+    return x if masks == 1 else x.repeat_interleave(masks, 0)

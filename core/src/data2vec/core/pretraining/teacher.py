@@ -7,15 +7,14 @@ second copy has to be kept in step. What it shares with the student is reference
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from data2vec.core.config import TeacherConfig, TeacherShares
-from data2vec.core.model.encoder import Encoded, Encoder
+from data2vec.core.model.encoder import Collect, Encoded, Encoder, Tokens, evaluating
+from data2vec.core.task import Move, lerp
 
 
 def decay(config: TeacherConfig, update: int) -> float:
@@ -79,13 +78,17 @@ class Teacher(nn.Module):
         return [(value, theirs[name]) for name, value in self.encoder.named_buffers() if value is not theirs[name]]
 
     @torch.no_grad()
-    def update(self, student: Encoder, update: int) -> float:
-        """Delta <- tau Delta + (1 - tau) theta in one multi-tensor operation; returns tau."""
-        tau = decay(self.config, update)
+    def update(self, student: Encoder, update: int, move: Move = lerp) -> None:
+        """Move towards the student: Delta <- tau Delta + (1 - tau) theta, in one multi-tensor operation.
+
+        Args:
+            student: which the teacher follows.
+            update: applied updates, which decide tau.
+            move: the engine's way to move tensors.
+        """
         pairs = self.averaged(student)
         self.copy_buffers(student)
-        torch._foreach_lerp_([mine for _, mine, _ in pairs], [theirs.detach() for _, _, theirs in pairs], 1.0 - tau)
-        return tau
+        move([mine for _, mine, _ in pairs], [theirs for _, _, theirs in pairs], 1.0 - decay(self.config, update))
 
     def copy_buffers(self, student: Encoder) -> None:
         """Take the student's buffers as they are."""
@@ -100,27 +103,18 @@ class Teacher(nn.Module):
         for _, mine, theirs in self.averaged(student):
             mine.copy_(theirs)
 
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Shared modules in evaluation mode while the teacher uses them, then as they were."""
-        shared = [module for name, module in self.named_modules() if name in self._shared and module.training]
-        for module in shared:
-            module.training = False
-        try:
-            yield
-        finally:
-            for module in shared:
-                module.training = True
+    def _shared_modules(self) -> list[nn.Module]:
+        """What the student trains: in evaluation mode while the teacher uses it."""
+        return [module for name, module in self.named_modules() if name in self._shared]
 
     @torch.no_grad()
-    def forward(self, modality: str, x: Tensor, shape: tuple[int, ...], **arguments: Any) -> Encoded:
-        """As :class:`Encoder`, without gradient and in evaluation mode."""
-        with self._evaluating():
-            encoded: Encoded = self.encoder(modality, x, shape, **arguments)
-        return encoded
+    def extract(self, modality: str, inputs: Tensor, lengths: Tensor | None) -> Tokens:
+        """Extract, as :meth:`data2vec.core.model.encoder.Encoder.extract`, in evaluation mode."""
+        with evaluating(self._shared_modules()):
+            return self.encoder.extract(modality, inputs, lengths)
 
     @torch.no_grad()
-    def extract(self, modality: str, inputs: Tensor, lengths: Tensor | None) -> Any:
-        """The features of the unmasked input (:class:`data2vec.core.model.encoder.Tokens`)."""
-        with self._evaluating():
-            return self.encoder.frontend(modality).extractor(inputs, lengths)
+    def encode(self, modality: str, tokens: Tokens, *, collect: Collect | None = None) -> Encoded:
+        """Encode, as :meth:`data2vec.core.model.encoder.Encoder.encode`, in evaluation mode."""
+        with evaluating(self._shared_modules()):
+            return self.encoder.encode(modality, tokens, collect=collect)

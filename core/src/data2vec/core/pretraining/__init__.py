@@ -1,0 +1,1 @@
+"""data2vec itself: masks, student, teacher, targets, predictors and the objective."""
