@@ -85,16 +85,13 @@ class Frontend(nn.Module):
         self.extractor = extractor
         self.positions = positions
         self.bias = bias
+        self.prefix_tokens = prefix_tokens  # beside the parameter, whose shape is gone where it is sharded
         self.prefix = nn.Parameter(torch.empty(1, prefix_tokens, width)) if prefix_tokens else None
         if self.prefix is not None:
             truncated_normal_(self.prefix)
         self.input_norm = input_norm if input_norm is not None else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.blocks = blocks if blocks is not None else nn.ModuleList()
-
-    @property
-    def prefix_tokens(self) -> int:
-        return 0 if self.prefix is None else self.prefix.shape[1]
 
     def forward(self, x: Tensor, padding: Tensor | None, visible: Tensor | None) -> Tensor:
         """(N, P + V, D): positions added, visible ones taken, prefix tokens in front, normalised.
