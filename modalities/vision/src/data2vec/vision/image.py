@@ -29,7 +29,7 @@ _ROWS = 1 << 22  # pixels of 16 or 32 bits that are scaled at a time
 _QUALITY = 95  # of JPEG and WebP that are written here
 _START_OF_SCAN, _END_OF_IMAGE = b"\xda", b"\xd9"
 _MARKER = re.compile(rb"\xff+([^\x00\xd0-\xd7\xff])")  # none that may stand inside a scan
-_WITHOUT_LENGTH = (b"\x01", b"\xd8")
+_FIRST_WITH_LENGTH, _START_OF_IMAGE = b"\xc0", b"\xd8"
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -158,12 +158,15 @@ def _bytes_of_pixel(image: ImageFile.ImageFile, scans: int) -> float:
 
 
 def _markers(data: bytes) -> Iterator[bytes]:
-    """The markers of a JPEG that its decoder meets, to the end of the image."""
+    """The markers of a JPEG that its decoder meets, to the end of the image.
+
+    It drops those below the first that has a length and reads on right behind them, so nothing hides there.
+    """
     place = 2
     while (found := _MARKER.search(data, place)) and found[1] != _END_OF_IMAGE:
         place = found.end()
         yield found[1]
-        if found[1] not in _WITHOUT_LENGTH:
+        if found[1] >= _FIRST_WITH_LENGTH and found[1] != _START_OF_IMAGE:
             place += int.from_bytes(data[place : place + 2], "big")
 
 
