@@ -67,6 +67,7 @@ def read_image(data: bytes, what: str, formats: tuple[str, ...] = SHARD_FORMATS)
             image = Image.open(io.BytesIO(data), formats=formats)
             _check_cost(image, data)
             image.load()
+        _scale_transparent_grey(image, data)
         return image
     except MemoryError:  # is not the image's
         raise
@@ -168,6 +169,13 @@ def _markers(data: bytes) -> Iterator[bytes]:
         yield found[1]
         if found[1] >= _FIRST_WITH_LENGTH and found[1] != _START_OF_IMAGE:
             place += int.from_bytes(data[place : place + 2], "big")
+
+
+def _scale_transparent_grey(image: Image.Image, data: bytes) -> None:
+    """Give the transparent grey of a PNG of 2 or 4 bits the value that Pillow has given its pixels."""
+    key = image.info.get("transparency")
+    if image.mode == "L" and isinstance(key, int) and data[12:16] == b"IHDR" and data[24] in (2, 4):
+        image.info["transparency"] = key * (255 // (2 ** data[24] - 1))
 
 
 def _reason(error: Exception, formats: tuple[str, ...] = SHARD_FORMATS) -> str:
