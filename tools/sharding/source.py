@@ -35,6 +35,7 @@ class Source:
     beside: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # files that belong beside the shards
     scratch: Path | None = None  # a folder that is not needed once the set is finished
     unit: str = "files"  # what is skipped
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no items, by what they are
 
 
 def positive(text: str) -> int:
