@@ -20,7 +20,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.loading import load_run
 from data2vec.core.testing import load_module
 from data2vec.core.training import checkpoint
-from data2vec.core.training.launchers import Place, place
+from data2vec.core.training.launchers import Place, host_of_rank_0, place
 from data2vec.core.training.share import Share
 
 ROOT = Path(__file__).resolve().parents[1]
