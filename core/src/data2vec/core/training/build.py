@@ -15,7 +15,8 @@ from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.random import derive
 from data2vec.core.training.engine import Engine, TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
-from data2vec.core.training.ranks import Ranks, place
+from data2vec.core.training.launchers import place
+from data2vec.core.training.ranks import Ranks
 from data2vec.core.training.trainer import hide
 
 
