@@ -70,7 +70,9 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         settings = f"{arguments.block} {packing} {documents} {hashlib.sha256(tokenizer.content).hexdigest()}"
         beside = {FILE_NAME: tokenizer.content}
         samples = _estimate(parts, encode)
-        return Source("text", parts, classes, encode, settings, samples, beside, scratch, unit="documents")
+        return Source(
+            "text", parts, classes, encode, settings, samples, beside, scratch, unit="documents", files=len(found)
+        )
 
     return source
 

@@ -102,10 +102,13 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a part gives: (key, members) of each sample, and a line for each document that was left out."""
+    """What a part gives: (key, members) of each sample, a line for each document that was left out, and the number of
+    those that were not.
+    """
 
     samples: tuple[tuple[str, dict[str, bytes]], ...]
     skipped: tuple[str, ...]
+    documents: int = 0
 
 
 def find_text(path: Path, *, labelled: bool) -> tuple[TextFile, ...]:
@@ -274,7 +277,7 @@ class TextEncoder:
                 for number, (document, ids) in enumerate(found)
                 for piece, block in enumerate(self._blocks([ids]))
             ]
-        return Samples(tuple(samples), tuple(skipped))
+        return Samples(tuple(samples), tuple(skipped), len(found))
 
     def _blocks(self, documents: list[np.ndarray]) -> list[np.ndarray]:
         return pack(documents, self.packing, block=self.block, bos=self.tokenizer.bos, eos=self.tokenizer.eos)

@@ -51,7 +51,7 @@ class TextDecoder:
 
         Raises:
             SampleError: neither ``tokens`` nor ``txt``; a block that is damaged, longer than ``block``, or has an id
-                beyond the vocabulary; a document that is not UTF-8; nothing but special tokens; or no class number.
+                beyond the vocabulary; a document that is not UTF-8; or nothing but special tokens.
         """
         label = decode_label(sample)
         if "tokens" in sample.members:
