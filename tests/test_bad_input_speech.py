@@ -137,7 +137,7 @@ def test_each_bad_clip_is_skipped_named_and_counted(run: Any, tmp_path: Path, ca
     path = everything(tmp_path / "shards")
     data = (f"data.train={path}", f"data.validation={path}", "data.max_broken=0.2")
     with caplog.at_level(logging.WARNING):
-        code, _, err = run(*data, "train.batch=35", "train.updates=2")  # one epoch
+        code, printed, err = run(*data, "train.batch=35", "train.updates=2")  # one epoch
     assert code == 0, err
     named = [record.message for record in caplog.records if record.message.startswith("broken sample")]
     counted = named[: len(BAD)]
@@ -153,6 +153,7 @@ def test_each_bad_clip_is_skipped_named_and_counted(run: Any, tmp_path: Path, ca
     said = [record.message for record in caplog.records if "unlabelled" in record.message]
     for _, reason in UNLABELLED.values():  # once for each set of shards: that of training, that of evaluation
         assert len([line for line in said if reason in line]) == 2
+        assert reason.replace(" ", "") in re.sub(r"\s", "", printed)  # beside the probes, which need labels
     assert [line["update"] for line in read_metrics(run.folder / "metrics.jsonl")] == [2]
     assert (run.folder / "report.html").is_file()
 

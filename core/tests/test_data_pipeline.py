@@ -44,8 +44,6 @@ class NumberDecoder:
             raise OSError("cannot identify\nimage \x1b[31m")
         if content == b"memory":
             raise MemoryError
-        if content == b"die":
-            os._exit(7)
         if content == b"bus":
             os.kill(os.getpid(), signal.SIGBUS)
         noise = [seed % 1000, random.randrange(1000), int(np.random.randint(1000)), int(torch.randint(1000, ()))]
@@ -311,12 +309,6 @@ def test_broken_samples_of_an_evaluation_are_counted(tmp_path: Path, caplog: pyt
     assert record.message == (
         f"2 of 5 samples are broken and not evaluated, as {tmp_path}/train-000000.tar: 0001: is broken"
     )
-
-
-def test_a_worker_that_dies_is_one_error(tmp_path: Path) -> None:
-    write(tmp_path, [b"die"] * 4)
-    with pytest.raises(DataError, match=r"^a loader worker died .*lower data\.workers$"):
-        next(open_train(tmp_path, 1).batches(0, 2))
 
 
 def test_a_bus_error_names_the_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

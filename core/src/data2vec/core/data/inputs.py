@@ -65,7 +65,7 @@ class Inputs:
             return (
                 f"holds {len(fitting)} members that could be its {self.modality} input ({_listed(fitting)}): a key "
                 f"ends at its first dot, so rename files without dots ({dashed}), or choose a member with "
-                f"data.member={first}"
+                f"data.member={first} (tools/shard.py: --member {first})"
             )
         found = _listed(sorted(sample.members))
         return f"holds no {self.modality} input: its members are {found}, one of {_listed(self.extensions)} is needed"

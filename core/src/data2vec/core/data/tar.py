@@ -117,6 +117,8 @@ def _members(tar: tarfile.TarFile, path: Path | str) -> list[tuple[str, str, int
         key, extension = base_plus_ext(member.name)
         if key is None or member.name.startswith("__"):  # WebDataset's own metadata
             continue
+        if member.offset_data + member.size > tar.offset:  # an extended header said so, where the next member begins
+            raise DataError(f"{path}: is damaged at byte {member.offset}; fetch or write it anew")
         found.append((key, extension.lower(), member.offset_data, member.size))
     return found
 
