@@ -31,7 +31,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--fuzz-cases", type=int, default=220, metavar="N",
+        "--fuzz-cases", type=int, default=60, metavar="N",
         help="mutations that each test of tests/fuzz tries (default: %(default)s)",
     )  # fmt: skip
     parser.addoption(

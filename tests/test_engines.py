@@ -136,16 +136,24 @@ def alone() -> dict[str, tuple[list[list[float]], dict[str, dict[str, Tensor]]]]
     return found
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_two_ranks_are_one_process(engine: str, alone: dict[str, Any]) -> None:
-    # All three modalities everywhere, 2.0 in most, each alone where gradients and parameters are cut most.
-    whole_ones = NAMES[-1:]
-    names = {
-        "zero2": NAMES, "zero3": ("vision", "vision_v2", "speech_v2", "text_v2", "alternating"),
-        "zero3, all whole": whole_ones, "zero3, small ones whole": whole_ones,
-    }  # fmt: skip
+# All three modalities everywhere, 2.0 in most, each alone where gradients and parameters are cut most.
+FEW, ZERO3 = ("speech_v2", "alternating"), ("vision", "vision_v2", "speech_v2", "text_v2", "alternating")
+COMPARED = [
+    ("torch", FEW), ("zero1", FEW), ("zero2", FEW), ("zero3", ("vision_v2", "alternating")),
+    *(
+        pytest.param(*case, marks=pytest.mark.slow)
+        for case in (
+            ("zero0", FEW), ("zero2", NAMES), ("zero3", ZERO3), ("zero3, small ones whole", NAMES[-1:]),
+            ("zero3, all whole", NAMES[-1:]), ("zero1, offloaded", FEW), ("zero2, offloaded", FEW),
+            ("zero3, offloaded", FEW),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("engine", "chosen"), COMPARED, ids=lambda part: part if isinstance(part, str) else len(part))
+def test_two_ranks_are_one_process(engine: str, chosen: tuple[str, ...], alone: dict[str, Any]) -> None:
     passes = 1 if engine == "torch" else 2
-    chosen = names.get(engine, ("speech_v2", "alternating"))
     results = run_distributed(on_a_rank, 2, list(chosen), engine, passes)
     for name in chosen:
         expected, tensors = alone[name]

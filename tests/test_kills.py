@@ -25,7 +25,7 @@ from data2vec.core.training import checkpoint
 from data2vec.core.training.monitor import read_metrics
 
 UPDATES = 8
-ENDS_WITHIN = 20.0  # s after another rank was killed
+ENDS_WITHIN = 90.0  # s after another rank was killed, on a machine that has much else to do
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,19 @@ class Case:
     name: str
     world: int
     settings: tuple[str, ...] = ("engine.kind=torch",)
-    kills: int = 14  # at the least; 100 over all cases
+    kills: int = 14  # 100 over all cases
 
 
-CASES = (
+ALL = (
     Case("vision", 1), Case("speech_v2", 1), Case("text", 1), Case("text_v2", 2), Case("speech", 2),
     Case("vision", 2, ("engine.zero_stage=0",), 6), Case("text", 2, ("engine.zero_stage=1",), 6),
     Case("vision_v2", 2, ("engine.zero_stage=2",), 6), Case("speech", 2, ("engine.zero_stage=2",), 6),
     Case("vision", 2, ("engine.zero_stage=3",), 6),
 )  # fmt: skip
+FEW = (
+    Case("vision", 1, kills=5), Case("text_v2", 2, kills=4), Case("vision", 2, ("engine.zero_stage=3",), 3),
+)  # fmt: skip
+CASES = [*FEW, *(pytest.param(case, marks=pytest.mark.slow) for case in ALL)]
 
 
 def command(rank: int, world: int, store: str, log: str, here: str, name: str, arguments: tuple[str, ...]) -> None:
@@ -112,7 +116,7 @@ class Attempts:
         began = time.monotonic()
         processes = self.start(folder)
         for process in processes:
-            process.join(120)
+            process.join(600)
         assert [process.exitcode for process in processes] == [0] * self.case.world, self.log()
         return time.monotonic() - began
 
@@ -142,7 +146,7 @@ class Attempts:
 
 
 @pytest.mark.parametrize(
-    "case", CASES, ids=lambda case: f"{case.name}-{case.world}-{case.settings[0].rpartition('=')[2]}"
+    "case", CASES, ids=lambda case: f"{case.name}-{case.world}-{case.settings[0].rpartition('=')[2]}-{case.kills}"
 )
 def test_killed_at_random_instants(case: Case, tmp_path: Path) -> None:
     scenarios = load_module("scenarios_of_kills", Path(__file__).with_name("scenarios.py"))
@@ -174,7 +178,8 @@ def test_killed_at_random_instants(case: Case, tmp_path: Path) -> None:
 
 def same_weights(one: Path, other: Path) -> None:
     places = [checkpoint.latest(folder / "checkpoints") for folder in (one, other)]
-    assert all(place is not None and place.name == f"update-{UPDATES:09d}" for place in places)
+    # A run that was killed after its last save and before it ended saves its last update again, beside the first time.
+    assert all(place is not None and place.name.startswith(f"update-{UPDATES:09d}") for place in places)
     first, second = (checkpoint.load(place).tensors for place in places if place is not None)
     for kind in ("model", "optimiser"):
         assert set(first[kind]) == set(second[kind])

@@ -98,9 +98,34 @@ def test_a_resumed_check_goes_on_where_it_was() -> None:
     for update in range(2, 6):
         one.check(update, GOOD | {"prediction_spread": 0.0})
     other = HealthCheck(CONFIG, warmup=100)
-    other.load_state(json.loads(json.dumps(one.state())))
+    other.load_state(json.loads(json.dumps(one.state())), 5)
     with pytest.raises(TrainingError, match="since update 2"):
         other.check(6, GOOD | {"prediction_spread": 0.0})
+
+
+def test_what_an_earlier_version_saved_is_read() -> None:
+    health = HealthCheck(CONFIG, warmup=100, modalities=("speech", "text"))
+    health.load_state({"low_since": {"prediction_spread": 2}, "was_healthy": ["prediction_spread"]}, 5)
+    with pytest.raises(TrainingError, match=r"update 6: the predictions of text have collapsed .* since update 2"):
+        health.check(6, GOOD | {"prediction_spread": 0.0}, "text")
+
+
+@pytest.mark.parametrize("signal", ["target_spread", "prediction_spread"])
+def test_a_modality_collapses_beside_a_healthy_one(signal: str) -> None:
+    health = HealthCheck(CONFIG, warmup=0, modalities=("speech", "text"))
+    for update in range(1, 30):  # text is low in updates 22, 24, 26 and 28
+        low = update > 20 and update % 2 == 0
+        health.check(update, GOOD | ({signal: 1e-4} if low else {}), "text" if update % 2 == 0 else "speech")
+    with pytest.raises(TrainingError, match=r"update 30: the \w+ of text have collapsed .* since update 22;"):
+        health.check(30, GOOD | {signal: 1e-4}, "text")
+
+
+def test_a_rare_modality_is_judged_by_its_own_updates() -> None:
+    health = HealthCheck(CONFIG, warmup=0, modalities=("speech", "text"))
+    for update in (100, 200, 300, 400):  # four updates of text: less than collapse_after, however far apart
+        health.check(update, GOOD | {"target_spread": 0.0}, "text")
+    with pytest.raises(TrainingError, match="update 500: the targets of text have collapsed"):
+        health.check(500, GOOD | {"target_spread": 0.0}, "text")
 
 
 def scalars(**values: float) -> dict[str, torch.Tensor]:

@@ -14,6 +14,7 @@ from data2vec.core.run import open_data
 from data2vec.core.testing import load_module
 from data2vec.core.training.engine import TorchEngine
 from data2vec.core.training.monitor import read_metrics
+from data2vec.core.training.schedule import learning_rate
 from data2vec.core.training.trainer import Ending, Trainer
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
@@ -184,6 +185,59 @@ def test_settings_that_do_not_change_the_result_may_change(
     assert command(experiment, *free) == 0
     assert "continuing from update 1" in capsys.readouterr().out
     assert learned(tmp_path / "run")[2]["update"] == UPDATES
+
+
+def test_a_run_continues_to_another_end_where_that_is_asked_for(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = settings(tmp_path, shards)
+    assert command(experiment) == 0
+    before = read_metrics(tmp_path / "metrics.jsonl")
+    capsys.readouterr()
+    assert command(experiment, "train.updates=9") == 2
+    error = capsys.readouterr().err
+    assert "train.updates: 6 there, 9 now" in error
+    assert "train.new_end=true continues it to another end" in error
+    assert command(experiment, "train.updates=9", "train.new_end=true", "optim.lr=0.5") == 2  # nothing else may change
+    assert "optim.lr: 0.01 there, 0.5 now" in capsys.readouterr().err
+    assert command(experiment, "train.updates=9", "train.new_end=true", "train.max_minutes=1e-9") == 0
+    shown = capsys.readouterr().out
+    assert "the run ends at update 9 instead of 6; the learning rate" in shown
+    assert "stopped (out of time) at update 7 of 9" in shown
+    assert command(experiment, "train.updates=9") == 0  # from now on 9 is the run's own end
+    lines = read_metrics(tmp_path / "metrics.jsonl")
+    assert lines[: len(before)] == before
+    longer = experiment.replace(train={"updates": 9}).optim
+    rates = {line["update"]: line["learning_rate"] for line in lines if line["update"] > 6}
+    assert rates == {update: learning_rate(longer, update - 1, 9) for update in (7, 8, 9)}
+
+
+def test_a_run_does_not_end_before_where_it_is(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = settings(tmp_path, shards)
+    assert command(experiment) == 0
+    assert command(experiment, "train.updates=5", "train.new_end=true") == 2
+    error = capsys.readouterr().err
+    assert "train.updates=5: " in error
+    assert "has 6 already; choose a later end" in error
+
+
+def test_evaluation_during_training_builds_no_other_model(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[int] = []
+    original = Data2Vec.build.__func__
+
+    def build(cls: type[Data2Vec], *arguments: object) -> Data2Vec:
+        built.append(1)
+        return original(cls, *arguments)
+
+    monkeypatch.setattr(Data2Vec, "build", classmethod(build))
+    assert command(settings(tmp_path, shards), "evaluation.every=2", "evaluation.tasks=[knn]") == 0
+    scored = [line for line in read_metrics(tmp_path / "metrics.jsonl") if "teacher_knn" in line]
+    assert len(scored) == 3
+    assert len(built) == 2  # the run's, and for the final table the untrained one
 
 
 @pytest.mark.parametrize("part", ["another count", "fewer"])

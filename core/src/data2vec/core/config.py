@@ -207,6 +207,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     folder: str | None = None  # the run's folder; null: runs/NAME
     resume: str = "auto"  # auto: continue what is in the folder; never: start over only in an empty folder; or a path
+    new_end: bool = False  # continue a run to another train.updates (and optim.hold) than it was started with
     init_from: str | None = None  # a run or checkpoint whose student a new run starts from, with a new teacher
     max_minutes: float | None = None  # save and stop after this long; the same command continues
     log_every: int = 10

@@ -15,26 +15,18 @@ from rich.markup import escape
 
 from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData, TrainData
-from data2vec.core.errors import CheckpointError, ConfigError, Data2VecError, PeerError
+from data2vec.core.errors import ConfigError, Data2VecError, PeerError
 from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
 from data2vec.core.loading import CONFIGURATION, load_run
-from data2vec.core.overrides import apply_overrides, differences, from_yaml, to_yaml, validate
+from data2vec.core.overrides import apply_overrides, to_yaml, validate
 from data2vec.core.preparation import open_data, with_assets, with_sample_data, write_sample_data
-from data2vec.core.training import checkpoint
+from data2vec.core.resuming import find_checkpoint
 from data2vec.core.training.build import build_engine, build_model, measure
 from data2vec.core.training.display import ConsoleDisplay
 from data2vec.core.training.engine import Engine, choose_device
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
 from data2vec.core.training.ranks import Place, Ranks, join, leave, place
 from data2vec.core.training.trainer import Ending, Trainer
-
-# Settings that do not change what is computed: a run may be continued with other values of these.
-_FREE = (
-    "train.folder", "train.resume", "train.init_from", "train.max_minutes", "train.log_every", "train.checkpoint_every",
-    "train.checkpoint_minutes", "train.keep", "train.keep_best", "train.device", "train.compile", "train.micro_batch",
-    "train.activation_checkpointing", "train.min_", "train.collapse_after", "evaluation.",
-    "engine.", "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
-)  # fmt: skip
 
 
 def main(
@@ -151,7 +143,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     with ranks.together():
         _check_folder(folder)
         choose_device(experiment.train.device)  # before anything is written
-        saved = _find_checkpoint(experiment, folder)
+        continued = find_checkpoint(experiment, folder)
         if is_sample and experiment.data.train is None:
             if ranks.first:
                 write_sample_data(experiment, folder / "data", console)
@@ -160,20 +152,20 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
     with ranks.together():
         train, validation = open_data(experiment, folder / "cache")
         if ranks.first:
-            experiment = with_assets(experiment, train, validation, folder, started=saved is not None)
+            experiment = with_assets(experiment, train, validation, folder, started=continued is not None)
     if not ranks.first:
         with ranks.together():
             experiment = with_assets(experiment, train, validation, folder, started=True)
     else:
         ranks.agree(None)
     start = None
-    if saved is None and experiment.train.init_from is not None:
+    if continued is None and experiment.train.init_from is not None:
         with ranks.together():
             start = load_run(experiment.train.init_from, device="cpu").model.own_state()
     with ranks.together():
         model = build_model(experiment, ranks, start)
     parameters = sum(p.numel() for p in model.student.parameters())
-    finished = saved is not None and int(saved.state["update"]) >= experiment.train.updates
+    finished = continued is not None and int(continued.saved.state["update"]) >= experiment.train.updates
     measured = measure(experiment, model, train) if ranks.first and not finished else {}
     with ranks.alike():
         engine = build_engine(model, experiment, ranks)
@@ -190,9 +182,11 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
                 evaluate=_during_training(experiment, engine, train, validation),
                 stop_requested=lambda: interruption.requested,
             )
-        if saved is not None:
+        if continued is not None:
             with ranks.together():
-                trainer.restore(saved)
+                trainer.restore(continued.saved)
+            if continued.notice:
+                console.print(continued.notice, markup=False, soft_wrap=True)
             summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
             summary = _summary(experiment, engine, parameters, train, folder)
@@ -259,40 +253,6 @@ def _how_to_continue(experiment: Experiment) -> str:
     if experiment.train.resume == "auto":
         return "The same command continues."
     return "The same command with train.resume=auto continues."
-
-
-def _find_checkpoint(experiment: Experiment, folder: Path) -> checkpoint.Loaded | None:
-    """What the run continues from, checked against the settings before anything is touched.
-
-    Raises:
-        CheckpointError: it belongs to another configuration, or the folder must be empty and is not.
-    """
-    resume = experiment.train.resume
-    if resume == "never":
-        if (folder / "checkpoints").exists():
-            raise CheckpointError(
-                f"train.resume=never: {folder} already holds a run; remove it or choose another train.folder"
-            )
-        return None
-    place = checkpoint.latest(folder / "checkpoints") if resume == "auto" else Path(resume)
-    if place is None:
-        return None
-    saved = checkpoint.load(place)
-    recorded = saved.state.get("configuration", {}).get("yaml")
-    if not isinstance(recorded, str):
-        raise CheckpointError(f"{place}: records no configuration; choose another checkpoint")
-    changed = [
-        f"{key}: {old} there, {new} now"
-        for key, old, new in differences(from_yaml(recorded), experiment)
-        if not key.startswith(_FREE) and key != "name"
-    ]
-    if changed:
-        more = f" (and {len(changed) - 8} more)" if len(changed) > 8 else ""
-        raise CheckpointError(
-            f"{place} was made with another configuration: {'; '.join(changed[:8])}{more}. "
-            "Use its settings to continue it, or another train.folder to start a new run"
-        )
-    return saved
 
 
 def _during_training(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from data2vec.core.evaluation.features import Features, extract_all
 from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
 from data2vec.core.model.data2vec import Data2Vec
+from data2vec.core.model.data2vec import Features as ModelFeatures
 
 TEACHER, STUDENT, RANDOM = "teacher", "student", "random encoder"
 _RANDOM_SEED = 1_000_003  # apart from any run's, so that the random encoder is not this run's starting point
@@ -31,38 +33,49 @@ class Evaluated:
     test: Mapping[str, Features]
 
 
-def encoders(experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> dict[str, Encode]:
-    """Functions from a batch of modality ``name`` to mean-pooled features (B, F), by row of the table."""
-    untrained = _untrained(experiment, device)
-    modality, layers = experiment.modalities[name], experiment.evaluation.layers
+class Encoders:
+    """What is compared, by row of the table. The untrained encoder is built when it is first asked for features.
 
-    def of(encoder: Data2Vec, which: str) -> Encode:
-        return lambda batch: encoder.features(batch, layers=layers, of=which).mean()
+    Args:
+        experiment: the settings; ``evaluation.layers`` chooses the features.
+        model: teacher and student, on ``device``.
+        device: where the untrained encoder runs.
+        name: the modality.
+    """
 
-    rows = {TEACHER: of(model, "teacher"), STUDENT: of(model, "student"), RANDOM: of(untrained, "teacher")}
-    if modality.extractor_name is not None:
-        rows[modality.extractor_name] = lambda batch: model.features(batch, layers="extractor", of="student").mean()
-    return {**rows, modality.raw_name: modality.raw_features}
+    def __init__(self, experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> None:
+        self._experiment, self._model, self._device = experiment, model, device
+        self._modality = experiment.modalities[name]
 
+    def pooled(self) -> dict[str, Encode]:
+        """Functions from a batch to mean-pooled features (B, F)."""
+        modality = self._modality
+        rows = {row: self._mean_of(row) for row in (TEACHER, STUDENT, RANDOM)}
+        if modality.extractor_name is not None:
+            rows[modality.extractor_name] = lambda batch: self._features(STUDENT, batch, "extractor").mean()
+        return {**rows, modality.raw_name: modality.raw_features}
 
-def position_encoders(experiment: Experiment, model: Data2Vec, device: torch.device, name: str) -> dict[str, Encode]:
-    """Functions from a batch to the features of every position (B, T, D), by row of the table."""
-    untrained = _untrained(experiment, device)
-    modality, layers = experiment.modalities[name], experiment.evaluation.layers
+    def positions(self) -> dict[str, Encode]:
+        """Functions from a batch to the features of every position (B, T, D)."""
+        rows = {row: self._all_of(row) for row in (TEACHER, STUDENT, RANDOM)}
+        return {**rows, self._modality.raw_name: self._modality.raw_positions}
 
-    def of(encoder: Data2Vec, which: str) -> Encode:
-        return lambda batch: encoder.features(batch, layers=layers, of=which).x
+    def _mean_of(self, row: str) -> Encode:
+        return lambda batch: self._features(row, batch).mean()
 
-    return {
-        TEACHER: of(model, "teacher"), STUDENT: of(model, "student"), RANDOM: of(untrained, "teacher"),
-        modality.raw_name: modality.raw_positions,
-    }  # fmt: skip
+    def _all_of(self, row: str) -> Encode:
+        return lambda batch: self._features(row, batch).x
 
+    def _features(self, row: str, batch: Batch, layers: str | None = None) -> ModelFeatures:
+        model = self._untrained if row == RANDOM else self._model
+        of = "student" if row == STUDENT else "teacher"
+        return model.features(batch, layers=layers or self._experiment.evaluation.layers, of=of)
 
-def _untrained(experiment: Experiment, device: torch.device) -> Data2Vec:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(_RANDOM_SEED + experiment.train.seed)
-        return Data2Vec.build(experiment).to(device).eval()
+    @cached_property
+    def _untrained(self) -> Data2Vec:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_RANDOM_SEED + self._experiment.train.seed)
+            return Data2Vec.build(self._experiment).to(self._device).eval()
 
 
 def evaluate_model(
@@ -88,13 +101,14 @@ def evaluate_model(
     Raises:
         DataError: no usable samples.
     """
-    functions = encoders(experiment, model, device, name)
+    encoders = Encoders(experiment, model, device, name)
+    functions = encoders.pooled()
     seen = features(experiment, functions, device, train.for_evaluation())
     judged = features(experiment, functions, device, test)
     seed, config = experiment.train.seed, experiment.evaluation
     table = evaluate(seen, judged, config, progress, seed=seed, device=device)
     if "positions" in config.tasks:
-        at = position_encoders(experiment, model, device, name)
+        at = encoders.positions()
         samples = -(-config.max_positions // PER_SAMPLE)
         train_positions, test_positions = (
             position_features(
@@ -126,8 +140,8 @@ def quick_evaluation(
     """The teacher's and student's scores for the learning curve: ``teacher_knn``, ``student_linear`` and so on."""
     scores: dict[str, float] = {}
     for name in experiment.modalities:
-        functions = encoders(experiment, model, device, name)
-        functions = {row: functions[row] for row in (TEACHER, STUDENT)}
+        rows = Encoders(experiment, model, device, name).pooled()
+        functions = {row: rows[row] for row in (TEACHER, STUDENT)}
         seen = features(experiment, functions, device, train[name].for_evaluation())
         judged = features(experiment, functions, device, test[name])
         table = evaluate(seen, judged, experiment.evaluation, seed=experiment.train.seed, device=device)

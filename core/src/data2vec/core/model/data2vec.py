@@ -25,6 +25,7 @@ from data2vec.core.config import (
 )
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.encoder import Encoded, Encoder, Frontend, Tokens
+from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import Mask
 from data2vec.core.model.objective import regression_loss, spread
 from data2vec.core.model.predictor import Predictor, build_predictor
@@ -79,7 +80,7 @@ class MaskTokens(nn.Module):
         super().__init__()
         for name in names:
             token = nn.Parameter(torch.empty(width))
-            nn.init.trunc_normal_(token, std=0.02)
+            truncated_normal_(token)
             self.register_parameter(name, token)
 
     def __contains__(self, name: str) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data2vec.core.config import LayerOutput
 from data2vec.core.model.attention import AttentionBias, attention_mask, present_padding
+from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import gather_positions
 from data2vec.core.model.transformer import Transformer
 
@@ -84,7 +85,7 @@ class Frontend(nn.Module):
         self.bias = bias
         self.prefix = nn.Parameter(torch.empty(1, prefix_tokens, width)) if prefix_tokens else None
         if self.prefix is not None:
-            nn.init.trunc_normal_(self.prefix, std=0.02)
+            truncated_normal_(self.prefix)
         self.input_norm = input_norm if input_norm is not None else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.blocks = blocks if blocks is not None else nn.ModuleList()

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data2vec.core.config import PredictorConfig, PredictorKind
+from data2vec.core.model.initialisation import initialise
 from data2vec.core.model.mask import Mask, scatter_positions
-from data2vec.core.model.transformer import initialise
 
 
 class Predictor(nn.Module, ABC):

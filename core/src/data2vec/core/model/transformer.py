@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from data2vec.core.config import LayerOutput, NormOrder, TransformerConfig
 from data2vec.core.model.attention import Attention
+from data2vec.core.model.initialisation import initialise
 from data2vec.core.model.random import sample_keys, uniform
 
 
@@ -83,14 +84,6 @@ class Block(nn.Module):
     @staticmethod
     def _scaled(x: Tensor, scale: Tensor | None) -> Tensor:
         return x if scale is None else x * scale
-
-
-def initialise(module: nn.Module) -> None:
-    """Normal weights of standard deviation 0.02, zero biases, as BERT, BEiT and the authors' code."""
-    if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
 
 
 def build_blocks(config: TransformerConfig, depth: int, drop_path: Sequence[float] | None = None) -> nn.ModuleList:

@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,31 +36,41 @@ _COMPONENTS = {  # in the order in which data flows: the first that fails is the
 
 
 class HealthCheck:
-    """Decides from every update's values whether the run still learns.
+    """The decision, from every update's values, whether a run still learns; each modality is judged by itself.
 
-    A spread counts as collapsed when it stays below its threshold for ``collapse_after`` updates. Predictions start
-    without any spread, so they are judged once they have been healthy, or after warm-up.
+    A spread counts as collapsed when it stays below its threshold for ``collapse_after`` updates of its modality.
+    Predictions start without any spread, so they are judged once they have been healthy, or after warm-up.
     """
 
-    def __init__(self, config: TrainConfig, warmup: int) -> None:
+    def __init__(self, config: TrainConfig, warmup: int, modalities: Sequence[str] = ("",)) -> None:
+        """Judge nothing yet.
+
+        Args:
+            config: thresholds.
+            warmup: updates of the learning rate's warm-up.
+            modalities: names, of which errors give one where there are several.
+        """
         self.config = config
         self.warmup = warmup
-        self._low_since: dict[str, int] = {}
+        self.modalities = tuple(modalities)
+        self._low: dict[str, tuple[int, int]] = {}  # by modality and signal: since which update, for how many
         self._was_healthy: set[str] = set()
 
-    def check(self, update: int, values: Mapping[str, float]) -> None:
+    def check(self, update: int, values: Mapping[str, float], modality: str = "") -> None:
         """Look at one update.
 
         Args:
             update: its number.
             values: ``loss``, ``extractor_spread``, ``target_spread`` and ``prediction_spread``.
+            modality: of its samples.
 
         Raises:
             TrainingError: a value is not finite, or targets or predictions have collapsed.
         """
+        where = f" of {modality}" if len(self.modalities) > 1 else ""
         for key, component in _COMPONENTS.items():
             if key in values and not math.isfinite(values[key]):
-                what = "the loss" if component == "loss" else f"the {component}'s output"
+                what = f"the loss{where}" if component == "loss" else f"the {component}'s output{where}"
                 raise TrainingError(
                     f"update {update}: {what} is not finite ({key} is {values[key]}; the first to fail was the "
                     f"{component}). Try: {_ADVICE[component]}"
@@ -69,31 +79,43 @@ class HealthCheck:
             "target_spread": self.config.min_target_spread,
             "prediction_spread": self.config.min_prediction_spread,
         }
-        for key, threshold in thresholds.items():
-            if key not in values:
+        for signal, threshold in thresholds.items():
+            if signal not in values:
                 continue
-            if values[key] >= threshold:
+            key = f"{modality}/{signal}"
+            if values[signal] >= threshold:
                 self._was_healthy.add(key)
-                self._low_since.pop(key, None)
+                self._low.pop(key, None)
                 continue
-            if key == "prediction_spread" and key not in self._was_healthy and update < self.warmup:
+            if signal == "prediction_spread" and key not in self._was_healthy and update < self.warmup:
                 continue
-            since = self._low_since.setdefault(key, update)
-            if update - since + 1 >= self.config.collapse_after:
-                component = _COMPONENTS[key]
+            since, before = self._low.get(key, (update, 0))
+            self._low[key] = since, before + 1
+            if before + 1 >= self.config.collapse_after:
+                component = _COMPONENTS[signal]
                 what = "targets" if component == "teacher" else "predictions"
                 raise TrainingError(
-                    f"update {update}: the {what} have collapsed ({key} is {values[key]:.2g}, below "
+                    f"update {update}: the {what}{where} have collapsed ({signal} is {values[signal]:.2g}, below "
                     f"{threshold:g} since update {since}; the first to fail was the {component}). "
                     f"Try: {_ADVICE[component]}"
                 )
 
     def state(self) -> dict[str, Any]:
-        return {"low_since": self._low_since, "was_healthy": sorted(self._was_healthy)}
+        """What a checkpoint keeps."""
+        return {"low": {key: list(value) for key, value in self._low.items()}, "was_healthy": sorted(self._was_healthy)}
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        self._low_since = {str(key): int(value) for key, value in state["low_since"].items()}
+    def load_state(self, state: Mapping[str, Any], update: int) -> None:
+        """Go on from :meth:`state` after ``update``, or from what earlier versions kept for all modalities together."""
+        if "low_since" in state:
+            low = {old: (int(since), update - int(since) + 1) for old, since in state["low_since"].items()}
+            self._low = {key: value for old, value in low.items() for key in self._keys(old)}
+            self._was_healthy = {key for old in state["was_healthy"] for key in self._keys(old)}
+            return
+        self._low = {str(key): (int(since), int(count)) for key, (since, count) in state["low"].items()}
         self._was_healthy = {str(key) for key in state["was_healthy"]}
+
+    def _keys(self, signal: str) -> list[str]:
+        return [f"{modality}/{signal}" for modality in self.modalities]
 
 
 class Monitor:
@@ -111,7 +133,7 @@ class Monitor:
         self._board: Any = None
         if self.ranks.first:
             self._open(folder, start_update)
-        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._pending: list[tuple[int, str, dict[str, Tensor]]] = []
         self._checked: list[tuple[int, dict[str, float]]] = []
         self._samples = 0
         self._waited = 0.0
@@ -128,7 +150,9 @@ class Monitor:
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)
 
-    def add(self, update: int, values: Mapping[str, Tensor], *, samples: int, waited: float) -> None:
+    def add(
+        self, update: int, values: Mapping[str, Tensor], *, samples: int, waited: float, modality: str = ""
+    ) -> None:
         """Remember one update.
 
         Args:
@@ -136,8 +160,9 @@ class Monitor:
             values: scalars on the device, of which the sum over ranks is meant.
             samples: that all ranks saw.
             waited: seconds that this rank waited for data.
+            modality: of its samples.
         """
-        self._pending.append((update, {key: value.detach() for key, value in values.items()}))
+        self._pending.append((update, modality, {key: value.detach() for key, value in values.items()}))
         self._samples += samples
         self._waited += waited
 
@@ -154,12 +179,12 @@ class Monitor:
         """
         if not self._pending:
             return
-        stacked = torch.stack([value.float() for _, values in self._pending for value in values.values()])
+        stacked = torch.stack([value.float() for *_, values in self._pending for value in values.values()])
         sums = iter(self.ranks.sum(stacked.tolist()))  # waits for the device
         pending, self._pending = self._pending, []
-        for update, values in pending:  # of which every modality may have its own
+        for update, modality, values in pending:  # of which every modality may have its own
             summed = {key: next(sums) for key in values}
-            self.health.check(update, summed)
+            self.health.check(update, summed, modality)
             self._checked.append((update, summed))
 
     def flush(self, **known: float) -> dict[str, float]:

@@ -145,7 +145,7 @@ class Trainer:
         self.share = Share.of(experiment.train, self.ranks.world)
         self.maskers = {name: modality.build_masker() for name, modality in experiment.modalities.items()}
         self.progress = Progress(positions=dict.fromkeys(data, 0))
-        self.health = HealthCheck(experiment.train, experiment.optim.warmup)
+        self.health = HealthCheck(experiment.train, experiment.optim.warmup, list(data))
         self.broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in self.data.items()}
         self.saver = Saver(folder / "checkpoints", self.ranks, experiment.train.keep)
         for d in self.data.values():
@@ -177,7 +177,7 @@ class Trainer:
                     ending = Ending.INTERRUPTED
                 else:
                     values, samples, waited = updated
-                    monitor.add(progress.update, values, samples=samples, waited=waited)
+                    monitor.add(progress.update, values, samples=samples, waited=waited, modality=name)
                     progress.seconds = clock.seconds()
                     ending, due = self._ending(clock)
                 last = progress.update == train.updates
@@ -376,7 +376,7 @@ class Trainer:
                         f"{data.shards.spec!r} (their names, order or counts differ): give the same data.train, "
                         "or another train.folder"
                     )
-            self.health.load_state(state["health"])
+            self.health.load_state(state["health"], int(state["update"]))
             self.progress = Progress(
                 state["update"],
                 {name: checkpoint.whole_number(state["progress"]["positions"][name], name) for name in self.data},

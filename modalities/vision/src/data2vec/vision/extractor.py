@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from data2vec.core.model.attention import AttentionBias
 from data2vec.core.model.encoder import Extractor, Tokens
+from data2vec.core.model.initialisation import truncated_normal_
 
 _CLS_ENTRIES = 3  # of the bias table: from CLS to a patch, from a patch to CLS, from CLS to itself
 
@@ -40,7 +41,7 @@ def initialise_patches(projection: nn.Conv2d, init: PatchInit) -> None:
     if init is PatchInit.XAVIER:
         nn.init.xavier_uniform_(projection.weight.flatten(1))  # a view: fills the kernel itself
     else:
-        nn.init.trunc_normal_(projection.weight, std=0.02)
+        truncated_normal_(projection.weight)
     if projection.bias is not None:
         nn.init.zeros_(projection.bias)
 
