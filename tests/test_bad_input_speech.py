@@ -236,7 +236,8 @@ def test_a_folder_without_audio(run: Any, tmp_path: Path, content: dict[str, byt
         (folder / "deep" / name).write_bytes(data)
     code, _, err = run.tool("shard", "speech", str(folder), str(out))
     assert code == 2
-    assert err == f"error: {folder}: has no audio (.flac, .wav, .ogg, .oga)\n"
+    assert err.startswith(f"error: {folder}: has no audio (.flac, .wav, .ogg, .opus, .mp3, ")
+    assert err.endswith("; it holds 1 .txt, 1 hidden\n" if content else ")\n")
     assert not out.exists()
 
 
