@@ -286,3 +286,6 @@ def test_linked_folders_are_followed(tmp_path: Path) -> None:
     found = find_text(tmp_path / "corpus", labelled=True)
     assert [(file.name, file.label) for file in found.files] == [("a/1.txt", "a"), ("b/2.txt", "b")]
     assert sum(found.left_out.values()) == 1
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(UnusableFileError, match=r"nothing\.txt: cannot be read"):
+        unpack(TextFile(tmp_path / "nothing.txt", "nothing.txt"), tmp_path)

@@ -90,14 +90,14 @@ def unpack(file: TextFile, folder: Path) -> TextFile:
     kept for an interrupted command to go on with.
 
     Raises:
-        UnusableFileError: it is damaged, compressed with something else, or no text.
-        DataError: it cannot be read, or there is no room.
+        UnusableFileError: it cannot be read, is damaged, compressed with something else, or no text.
+        DataError: there is no room.
     """
     try:
         with file.path.open("rb") as opened:
             head = opened.read(HEAD)
     except OSError as error:
-        raise DataError(f"{file.path}: cannot be read ({error.strerror})") from None
+        raise UnusableFileError(f"{file.path}: cannot be read ({error.strerror})") from None
     ending = _suffixes(file.name)[1]
     packed = _PACKED_ENDINGS.get(ending) or packed_with(head)
     if packed not in _OPENERS and _encoding(file, head) == "utf-8-sig":
