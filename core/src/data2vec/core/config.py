@@ -187,6 +187,7 @@ class DataConfig:
     shuffle_shards: int = 16  # samples are shuffled within groups of this many shuffled shards
     max_broken: float = 0.01  # the run stops when more than this share of samples is broken
     cache: str | None = None  # folder for shards fetched over http(s); null: in the run's folder
+    member: str | None = None  # of a sample with several that could be its input (input.jpg): the one that is
 
 
 @dataclass(frozen=True)

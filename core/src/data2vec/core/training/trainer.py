@@ -181,6 +181,8 @@ class Trainer:
                     progress.seconds = clock.seconds()
                     ending, due = self._ending(clock)
                 last = progress.update == train.updates
+                if last:
+                    self._judge_broken()
                 best = False
                 if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
                     with self.ranks.together(), monitor.paused():
@@ -259,6 +261,16 @@ class Trainer:
         progress.positions[name] += self.share.taken
         self._last_batch = batches[-1]
         return values, samples, waited
+
+    def _judge_broken(self) -> None:
+        """Judge the broken samples of the whole run, before its end is saved: few had to be enough until now.
+
+        Raises:
+            DataError: too many are.
+        """
+        with self.ranks.alike():
+            for counter in self.broken.values():
+                counter.finish()
 
     def _ending(self, clock: Clock) -> tuple[Ending, bool]:
         """Whether this update is the last for now, and whether a checkpoint is due by the clock; alike on all ranks.
