@@ -37,7 +37,7 @@ class Source:
     scratch: Path | None = None  # a folder that is not needed once the set is finished
     unit: str = "files"  # what is skipped
     files: int | None = None  # whose content the items hold, where an item is not a file
-    left_out: Mapping[str, int] = field(default_factory=dict)  # files that were found and are in no item, by kind
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no items, by what they are
 
 
 def positive(text: str) -> int:

@@ -163,7 +163,8 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
         with ranks.together():
             start = load_run(experiment.train.init_from, device="cpu").model.own_state()
     with ranks.together():
-        model = build_model(experiment, ranks, start)
+        model = build_model(experiment, ranks)
+        resized = [] if start is None else model.start_from(start)
     parameters = sum(p.numel() for p in model.student.parameters())
     finished = continued is not None and int(continued.saved.state["update"]) >= experiment.train.updates
     measured = measure(experiment, model, train) if ranks.first and not finished else {}
@@ -189,7 +190,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
                 console.print(continued.notice, markup=False, soft_wrap=True)
             summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
-            summary = _summary(experiment, engine, parameters, train, folder)
+            summary = "\n".join([*resized, _summary(experiment, engine, parameters, train, folder)])
         if ranks.world > 1:
             summary += f" ({trainer.share.describe(ranks.world)})"
         console.print(summary, markup=False, soft_wrap=True)
