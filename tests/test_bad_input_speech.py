@@ -73,10 +73,13 @@ BAD: dict[str, tuple[Callable[[int], Members], str]] = {
     ),
     "silent": (lambda number: {"flac": sound(np.zeros(4000, np.float32))}, "silent: its variance is 0.0e+00"),
     "not finite": (not_finite, "values that are not finite"),
-    "class": (lambda number: {**good(number), "cls": b"loud"}, "label b'loud' is no class number"),
-    "frames": (lambda number: {**good(number), "frames": b"0 one\n"}, "frames: must hold lines of a first sample"),
-    "image": (lambda number: {"png": b"\x89PNG"}, "no audio: members are png"),
+    "image": (lambda number: {"png": b"\x89PNG"}, "holds no speech input: its members are .png"),
 }  # fmt: skip
+# What does not cost a clip: who needs no labels does not ask for them.
+UNLABELLED: dict[str, tuple[Callable[[int], Members], str]] = {
+    "class": (lambda number: {**good(number), "cls": b"loud"}, "its label b'loud' is no class number"),
+    "frames": (lambda number: {**good(number), "frames": b"0 one\n"}, "frames: must hold lines of a first sample"),
+}
 
 
 def write_tar(path: Path, samples: Mapping[str, Members]) -> Path:
@@ -113,9 +116,9 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(folder: Path) -> Path:
-    """60 good clips and one of each bad kind."""
+    """60 good clips, one of each bad kind, and one with each kind of label that is none."""
     samples = {f"good{number:03d}": good(number) for number in range(60)}
-    samples |= {f"bad {name}": make(number) for number, (name, (make, _)) in enumerate(BAD.items())}
+    samples |= {f"bad {name}": make(number) for number, (name, (make, _)) in enumerate((BAD | UNLABELLED).items())}
     return write_tar(folder / "train-0.tar", samples)
 
 
@@ -124,7 +127,8 @@ def test_clips_of_which_none_can_be_used(run: Any, tmp_path: Path, name: str) ->
     make, reason = BAD[name]
     path = write_tar(tmp_path / "shards" / "train-0.tar", {f"{number:03d}": make(number) for number in range(20)})
     error = run.refused(f"data.train={path}")
-    assert "all 8 samples of a batch are broken, the first:" in error
+    broken = "20 of 20 samples cannot be used;" if name == "image" else "all 8 samples of a batch are broken,"
+    assert f"{broken} the first:" in error
     assert reason in error
     assert str(path) in error
 
@@ -133,7 +137,7 @@ def test_each_bad_clip_is_skipped_named_and_counted(run: Any, tmp_path: Path, ca
     path = everything(tmp_path / "shards")
     data = (f"data.train={path}", f"data.validation={path}", "data.max_broken=0.2")
     with caplog.at_level(logging.WARNING):
-        code, _, err = run(*data, "train.batch=35", "train.updates=2")  # one epoch
+        code, printed, err = run(*data, "train.batch=35", "train.updates=2")  # one epoch
     assert code == 0, err
     named = [record.message for record in caplog.records if record.message.startswith("broken sample")]
     counted = named[: len(BAD)]
@@ -146,6 +150,10 @@ def test_each_bad_clip_is_skipped_named_and_counted(run: Any, tmp_path: Path, ca
         assert str(path) in line
     # Evaluation uses clips that are too short for training where they give two frames.
     assert "good" not in "".join(named)
+    said = [record.message for record in caplog.records if "unlabelled" in record.message]
+    for _, reason in UNLABELLED.values():  # though two sets of shards have them
+        assert len([line for line in said if reason in line]) == 1
+        assert reason.replace(" ", "") in re.sub(r"\s", "", printed)  # beside the probes, which need labels
     assert [line["update"] for line in read_metrics(run.folder / "metrics.jsonl")] == [2]
     assert (run.folder / "report.html").is_file()
 
@@ -156,7 +164,7 @@ def test_batches_by_length_leave_out_what_is_too_short(
     path = everything(tmp_path / "shards")
     assert run.tool("shard", "index", str(path.parent), "--modality", "speech")[0] == 0
     lengths = ShardIndex.load(path.parent).shards[0].lengths
-    assert len(lengths) == 60 + len(BAD)
+    assert len(lengths) == 60 + len(BAD) + len(UNLABELLED)
     unknown = ("empty", "without audio", "text", "image")
     assert sorted(lengths)[: len(unknown) + 1] == [0] * len(unknown) + [300]
     budget = ("train.micro_length=40000", "data.max_broken=0.2", "train.updates=12", "train.max_minutes=1")
@@ -164,16 +172,21 @@ def test_batches_by_length_leave_out_what_is_too_short(
         code, _, err = run(f"data.train={path}", f"data.validation={path}", *budget)
     assert code == 0, err
     messages = [record.message for record in caplog.records]
-    assert f"{len(unknown) + 1} of {60 + len(BAD)} samples are shorter than 1600" in "\n".join(messages)
+    total = 60 + len(BAD) + len(UNLABELLED)
+    assert f"{len(unknown) + 1} of {total} samples are shorter than 1600" in "\n".join(messages)
     broken = {name for name in BAD for line in messages if "skipped" in line and f"bad {name}:" in line}
-    assert broken == {"cut", "silent", "not finite", "class", "frames"}
+    assert broken == {"cut", "silent", "not finite"}
 
 
 def test_too_many_bad_clips_stop_the_run(run: Any, tmp_path: Path) -> None:
     path = everything(tmp_path / "shards")
     code, _, err = run(f"data.train={path}", f"data.validation={path}", "train.batch=35")
     assert code == 2
-    assert re.search(r"\d+ of 70 samples are broken, more than data\.max_broken=0\.01 allows; the last: ", err)
+    assert "1 of 70 samples cannot be used, more than data.max_broken=0.01 allows; the first: " in err
+    assert "bad image: holds no speech input" in err
+    code, _, err = run(f"data.train={path}", f"data.validation={path}", "train.batch=35", "data.max_broken=0.05")
+    assert code == 2
+    assert re.search(r"\d+ of 70 samples are broken, more than data\.max_broken=0\.05 allows; the last: ", err)
     assert "Traceback" not in err
 
 
@@ -199,7 +212,7 @@ def test_stereo_and_odd_rates_are_used(run: Any, tmp_path: Path, caplog: pytest.
 
 def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
     folder, out = tmp_path / "audio", tmp_path / "shards"
-    for number, (name, (make, _)) in enumerate(BAD.items()):
+    for number, (name, (make, _)) in enumerate((BAD | UNLABELLED).items()):
         for extension, data in make(number).items():
             if extension in ("flac", "wav"):
                 (folder / name).mkdir(parents=True, exist_ok=True)
@@ -223,7 +236,8 @@ def test_a_folder_without_audio(run: Any, tmp_path: Path, content: dict[str, byt
         (folder / "deep" / name).write_bytes(data)
     code, _, err = run.tool("shard", "speech", str(folder), str(out))
     assert code == 2
-    assert err == f"error: {folder}: has no audio (.flac, .wav, .ogg, .oga)\n"
+    assert err.startswith(f"error: {folder}: has no audio (.flac, .wav, .ogg, .opus, .mp3, ")
+    assert err.endswith("; it holds 1 .txt, 1 hidden\n" if content else ")\n")
     assert not out.exists()
 
 
@@ -265,7 +279,13 @@ def test_shards_of_another_modality(run: Any, shard: Path, tmp_path: Path) -> No
     path = tmp_path / "shards" / shard.name
     path.parent.mkdir()
     path.write_bytes(shard.read_bytes())
-    assert run.tool("shard", "index", str(path.parent), "--modality", "vision")[0] == 0
+    code, _, err = run.tool("shard", "index", str(path.parent), "--modality", "vision")
+    assert code == 2
+    assert "60 of 60 samples cannot be used" in err
+    assert "holds no vision input" in err
+    assert run.tool("shard", "index", str(path.parent), "--modality", "speech")[0] == 0
+    index = path.parent / "index.json"
+    index.write_text(index.read_text().replace('"speech"', '"vision"'))
     assert "holds vision, but" in run.refused(f"data.train={path}")
     assert not run.folder.exists()
 

@@ -64,8 +64,7 @@ BAD: dict[str, tuple[Callable[[int], Members], str]] = {
     "length": (lambda number: block(ids(number, BLOCK + 1)), f"a block of {BLOCK + 1} tokens is longer than the 32"),
     "damaged": (lambda number: {"tokens": block(ids(number))["tokens"][:-1]}, "damaged; write them anew"),
     "other format": (lambda number: {"tokens": b"PK\3\4 something else"}, "begin with b'PK"),
-    "class": (lambda number: {**good(number), "cls": b"sea"}, "label b'sea' is no class number"),
-    "image": (lambda number: {"png": b"\x89PNG"}, "no text: members are png, expected one of tokens, txt"),
+    "image": (lambda number: {"png": b"\x89PNG"}, "holds no text input: its members are .png, one of .tokens, .txt is"),
 }  # fmt: skip
 
 
@@ -122,7 +121,8 @@ def test_samples_of_which_none_can_be_used(run: Any, tmp_path: Path, name: str) 
     make, reason = BAD[name]
     path = write_tar(tmp_path / "shards" / "train-0.tar", {f"{number:03d}": make(number) for number in range(20)})
     error = run.refused(f"data.train={path}")
-    assert "all 8 samples of a batch are broken, the first:" in error
+    broken = "20 of 20 samples cannot be used;" if name == "image" else "all 8 samples of a batch are broken,"
+    assert f"{broken} the first:" in error
     assert reason in error
     assert str(path) in error
 
@@ -133,7 +133,7 @@ def test_each_bad_sample_is_skipped_named_and_counted(
     path = everything(tmp_path / "shards")
     data = (f"data.train={path}", f"data.validation={path}", "data.max_broken=0.2")
     with caplog.at_level(logging.WARNING):
-        code, _, err = run(*data, "train.batch=71", "train.updates=2", "train.max_minutes=1e-9")  # one epoch
+        code, _, err = run(*data, "train.batch=70", "train.updates=2", "train.max_minutes=1e-9")  # one epoch
     assert code == 0, err
     named = [record.message for record in caplog.records if record.message.startswith("broken sample")]
     numbers = [int(re.findall(r"broken sample (\d+) skipped", line)[0]) for line in named]
@@ -146,8 +146,10 @@ def test_each_bad_sample_is_skipped_named_and_counted(
 
 def test_too_many_bad_samples_stop_the_run(run: Any, tmp_path: Path) -> None:
     path = everything(tmp_path / "shards")
-    error = run.refused(f"data.train={path}", f"data.validation={path}", "train.batch=71")
-    assert "11 of 71 samples are broken, more than data.max_broken=0.01 allows; the last: " in error
+    data = (f"data.train={path}", f"data.validation={path}", "train.batch=70")
+    assert "1 of 70 samples cannot be used, more than data.max_broken=0.01 allows; the first: " in run.refused(*data)
+    error = run.refused(*data, "data.max_broken=0.02")
+    assert "10 of 70 samples are broken, more than data.max_broken=0.02 allows; the last: " in error
 
 
 def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
@@ -271,12 +273,17 @@ def test_other_shards_for_evaluation(run: Any, shard: Path, tmp_path: Path, othe
 
 
 def test_shards_of_another_modality(run: Any, shard: Path) -> None:
-    assert run.tool("shard", "index", str(shard.parent), "--modality", "vision")[0] == 0
+    code, _, err = run.tool("shard", "index", str(shard.parent), "--modality", "vision")
+    assert code == 2
+    assert "holds no vision input" in err
+    assert run.tool("shard", "index", str(shard.parent), "--modality", "text")[0] == 0
+    foreign = shard.parent / "index.json"
+    own = foreign.read_text()
+    foreign.write_text(own.replace('"text"', '"vision"'))
     assert "holds vision, but" in run.refused(f"data.train={shard}")
     assert not run.folder.exists()
-    assert run.tool("shard", "index", str(shard.parent), "--modality", "text", "--force")[0] == 0
+    foreign.write_text(own)
     assert run(f"data.train={shard}", "train.max_minutes=1e-9")[0] == 0
-    foreign = shard.parent / "index.json"
     foreign.write_text(foreign.read_text().replace('"text"', '"speech"'))
     code, _, err = run.tool("evaluate", str(run.folder), "--data", str(shard), "--device", "cpu")
     assert code == 2

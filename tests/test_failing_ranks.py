@@ -120,18 +120,22 @@ def test_data_that_runs_dry(tmp_path: Path) -> None:
     assert saved(tmp_path / "run") in ("update-000000002", "update-000000003")
 
 
-def test_too_many_broken_samples(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("samples", "every"), [(20, 5), (400, 8)]
+)  # of an epoch; of more than the run sees: at its end
+def test_too_many_broken_samples(tmp_path: Path, samples: int, every: int) -> None:
     with ShardWriter(tmp_path / "shards" / "text", "train", "text", samples_per_shard=100) as writer:
-        for number in range(20):
-            text = b"some words of a document" if number % 5 else b"\xff\xfe"
-            writer.write(f"{number:02d}", {"txt": text})
-    arguments = ("text", str(tmp_path / "shards"), str(tmp_path / "run"), "data.max_broken=0.1")
+        for number in range(samples):
+            text = b"some words of a document" if number % every else b"\xff\xfe"
+            writer.write(f"{number:03d}", {"txt": text})
+    arguments = ("text", str(tmp_path / "shards"), str(tmp_path / "run"), "data.max_broken=0.05")
     ended = run_distributed(command, 2, *arguments)
     assert [code for code, _ in ended] == [2, 2]
     message = "".join(message for _, message in ended)  # each rank also names its own broken samples
     assert message.count("error:") == 1
-    assert "samples are broken, more than data.max_broken=0.1 allows" in message
+    assert "samples are broken, more than data.max_broken=0.05 allows" in message
     assert "mend the shards, or raise data.max_broken" in message
+    assert saved(tmp_path / "run") != "update-000000008"
 
 
 def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:

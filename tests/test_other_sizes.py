@@ -71,7 +71,7 @@ def test_images_of_another_size_are_seen_through_the_resampled_positions() -> No
     images = torch.randn(2, 3, 24, 24)
     for model in (old, new):
         tokens = model.student.frontend("vision").extractor(images)
-        encoded = model.student("vision", tokens.x, tokens.shape)
+        encoded = model.student.encode("vision", tokens)
         if model is old:
             right = encoded.x
     torch.testing.assert_close(encoded.x, right)

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
+import io
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from data2vec.core.data.folder import list_files
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.tar import scan
-from data2vec.core.errors import DataError
+from data2vec.core.errors import DataError, SampleError
+from data2vec.core.lock import only_writer
 from data2vec.core.testing import load_module
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
@@ -129,6 +137,204 @@ def test_files_that_are_no_images_are_skipped_and_named(tool: ModuleType, images
     assert "none of its 1 files could be used" in capsys.readouterr().err
 
 
+@dataclass(frozen=True)
+class FakeItem:
+    """A file, or a part of a corpus; what its name says decides what becomes of it."""
+
+    path: Path
+
+    @property
+    def key(self) -> str:
+        return self.path.stem
+
+    def describe(self) -> str:
+        return f"{self.path} {self.path.stat().st_size}"
+
+
+@dataclass(frozen=True)
+class FakeSamples:
+    samples: tuple[tuple[str, dict[str, bytes]], ...]
+    skipped: tuple[str, ...]
+    documents: int
+
+
+def encode_file(item: FakeItem) -> dict[str, bytes]:
+    try:
+        data = item.path.read_bytes()
+    except OSError as error:
+        raise SampleError(f"{item.path}: cannot be read ({error.strerror})") from None
+    if b"bad" in data:
+        raise SampleError(f"{item.path}: is bad")
+    return {"jpg": data}
+
+
+def encode_part(item: FakeItem) -> FakeSamples:
+    """A document a line, two to a sample."""
+    lines = item.path.read_text().splitlines()
+    good = [line for line in lines if "bad" not in line]
+    samples = ((f"{item.key}/{n}", {"jpg": " ".join(good[n : n + 2]).encode()}) for n in range(0, len(good), 2))
+    return FakeSamples(tuple(samples), tuple(f"{item.path}: {line}" for line in lines if "bad" in line), len(good))
+
+
+def fake_files(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
+    """Files that end in .jpg, at any depth."""
+
+    def source(arguments: argparse.Namespace) -> Any:
+        found = list_files(arguments.folder, lambda name: name.endswith(".jpg"))
+        items = tuple(map(FakeItem, found.paths))
+        return tool_source().Source("vision", items, (), encode_file, "", left_out=found.left_out)
+
+    return source
+
+
+def fake_corpus(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Any]:
+    """Lines of files that end in .txt."""
+
+    def source(arguments: argparse.Namespace) -> Any:
+        found = list_files(arguments.folder, lambda name: name.endswith(".txt"))
+        items = tuple(map(FakeItem, found.paths))
+        left_out = {"unit": "documents", "files": len(items), "left_out": found.left_out}
+        return tool_source().Source("vision", items, (), encode_part, "", **left_out)
+
+    return source
+
+
+def tool_source() -> ModuleType:
+    return sys.modules["sharding.source"]
+
+
+@pytest.fixture
+def mixed(tmp_path: Path) -> Path:
+    """1,200 pictures of which one is bad and one is gone, and files that are none; a folder is linked."""
+    folder, elsewhere = tmp_path / "mixed", tmp_path / "elsewhere"
+    for number in range(1_200):
+        path = (folder, elsewhere)[number % 2] / f"{number:04d}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"bad" if number == 7 else b"picture")
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    for name in ("a.gif", "b.GIF", "c.txt", ".hidden.jpg", "none"):
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+FOUND = "1,206 files found: 1,199 written, 2 skipped, 5 left out (2 .gif, 1 .txt, 1 hidden, 1 without an ending)\n"
+
+
+def test_every_file_that_was_found_is_accounted_for(
+    tool: ModuleType, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where an interrupted command is continued, or done again."""
+    monkeypatch.setitem(tool.MODALITIES, "vision", fake_files)
+    out = tmp_path / "out"
+    command = ["vision", str(mixed), str(out), "--samples-per-shard", "100", "--workers", "2"]
+    saved = tool._save_state
+
+    def interrupt(folder: Path, job: str, results: dict) -> None:
+        saved(folder, job, results)
+        if len(results) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(tool, "_save_state", interrupt)
+    assert tool.main(command) == 130
+    monkeypatch.setattr(tool, "_save_state", saved)
+    capsys.readouterr()
+    assert tool.main(command) == 0
+    printed = capsys.readouterr()
+    assert "5 of 13 shards are finished already" in printed.out
+    assert FOUND in printed.out
+    assert "is bad" in printed.err
+    assert "gone.jpg: cannot be read" in printed.err
+    assert ShardIndex.load(out).samples == 1_199
+    assert tool.main([*command, "--force", "--seed", "1", "--validation", "0.3"]) == 0
+    assert FOUND in capsys.readouterr().out
+
+
+def test_files_of_which_none_can_be_used_are_accounted_for(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(tool.MODALITIES, "vision", fake_files)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg", "c.tif"):
+        (folder / name).write_bytes(b"bad")
+    assert tool.main(["vision", str(folder), str(tmp_path / "out"), "--workers", "1"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "3 files found: 0 written, 2 skipped, 1 left out (1 .tif)\n"
+    assert "none of its 2 files could be used" in printed.err
+
+
+def test_documents_are_accounted_for_beside_their_files(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(tool.MODALITIES, "vision", fake_corpus)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.txt").write_text("good\nbad\n" + "good\n" * number)
+    (folder / "scan.pdf").write_bytes(b"x")
+    command = ["vision", str(folder), str(tmp_path / "out"), "--samples-per-shard", "7", "--workers", "1"]
+    assert tool.main(command) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(
+        "11 files found: 10 read, 1 left out (1 .pdf)\n65 documents found: 55 written, 10 skipped\n"
+    )
+
+
+@pytest.mark.parametrize(("written", "skipped"), [(1, 0), (2, 1)])
+def test_a_sum_that_is_wrong_is_noticed(tool: ModuleType, written: int, skipped: int) -> None:
+    source = tool_source().Source("vision", [FakeItem(Path("a")), FakeItem(Path("b"))], (), encode_file, "")
+    with pytest.raises(AssertionError, match=f"{written} \\+ {skipped} of 2 files"):
+        tool.account(source, written, skipped)
+
+
+def test_index_and_verify_tell_what_no_decoder_can_use(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    """What other programs write: dots in keys, several images to a key, labels that are none."""
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+
+    def pack(names: list[str], content: bytes = picture.getvalue()) -> None:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for name in names:
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+
+    index = ["index", str(tmp_path), "--modality", "vision", "--force"]
+    pack([f"clip.{number:04d}.png" for number in range(40)])
+    assert tool.main(index) == 2
+    assert "rename files without dots (clip-0000.png)" in capsys.readouterr().err
+    pack(["a.png", "b.png", "a.cls", "b.cls"])
+    assert tool.main(index) == 2
+    assert "a.cls lies apart from a.png" in capsys.readouterr().err
+    pack(["a.input.png", "a.target.png", "a.cls"])
+    assert tool.main(index) == 2
+    assert "choose a member with data.member=input.png" in capsys.readouterr().err
+    assert tool.main([*index, "--member", "input.png"]) == 0
+    assert "warning: 1 of 1 labels count as unlabelled" in capsys.readouterr().err
+    assert tool.main(["verify", str(tmp_path), "--member", "input.png"]) == 0
+    assert tool.main(["verify", str(tmp_path)]) == 2
+    assert "a: holds 2 members that could be its vision input" in capsys.readouterr().err
+    (tmp_path / "index.json").write_text('{"__kind__": "wids-shard-index-v1"}')
+    assert tool.main(["verify", str(tmp_path)]) == 2
+    assert "index.json: is not an index of these tools but another program's" in capsys.readouterr().err
+    assert tool.main(index[:-1]) == 2
+    assert "index.json: is the index of another program; --force replaces it" in capsys.readouterr().err
+
+
+def test_a_modality_that_is_not_installed_is_not_indexed(tool: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
+    (tmp_path / "a.tar").write_bytes(bytes(1024))
+    monkeypatch.setitem(tool.MODALITIES, "smell", fake_files)
+    assert tool.main(["index", str(tmp_path), "--modality", "smell"]) == 2
+    assert "smell: no such modality is installed (no package data2vec.smell defines it)" in capsys.readouterr().err
+    entry = {"name": "a.tar", "samples": 1, "bytes": 1024, "sha256": "0" * 64}
+    (tmp_path / "index.json").write_text(
+        json.dumps({"format": 1, "modality": "smell", "totals": {"samples": 1, "bytes": 1024}, "shards": [entry]})
+    )
+    assert tool.main(["verify", str(tmp_path)]) == 2
+    assert "holds 'smell', which is not installed: its samples are not looked into" in capsys.readouterr().err
+
+
 def test_verify_and_index_tell_problems(tool: ModuleType, images: Path, tmp_path: Path, capsys) -> None:
     out = tmp_path / "out"
     assert tool.main(["vision", str(images), str(out), "--samples-per-shard", "10", "--workers", "1"]) == 0
@@ -152,6 +358,18 @@ def test_a_dead_worker_is_one_error(tool: ModuleType, tmp_path: Path) -> None:
 
 def _die(item: object) -> dict[str, bytes]:
     os._exit(9)
+
+
+def test_a_second_command_for_the_same_folder_is_refused(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    with only_writer(out):
+        assert tool.main(["vision", str(images), str(out), "--workers", "1"]) == 2
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert f"error: {out}: in use by process {os.getpid()}" in capsys.readouterr().err
+    assert tool.main(["vision", str(images), str(out), "--workers", "1"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["index.json", "train-000000.tar"]
 
 
 def test_ctrl_c_on_the_command_itself(tmp_path: Path) -> None:

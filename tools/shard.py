@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,11 +28,15 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data2vec.core.data.checking import describe, index_folder, verify
 from data2vec.core.data.files import write_atomically
-from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, prefixed
+from data2vec.core.data.folder import count_left_out
+from data2vec.core.data.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo, prefixed
 from data2vec.core.data.order import permutation
-from data2vec.core.data.shards import describe, index_folder, measure_of, verify
+from data2vec.core.data.shards import measure_of
 from data2vec.core.errors import Data2VecError, DataError
+from data2vec.core.lock import only_writer
+from data2vec.core.modality import Modality
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
 from sharding.source import Source, positive
@@ -55,7 +59,18 @@ MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Nam
 
 
 def write(arguments: argparse.Namespace) -> int:
-    """Write the shards of a modality's folder."""
+    """Write the shards of a modality's folder; a second command for the same OUT is refused."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(arguments.out))
+        except OSError as error:
+            raise DataError(
+                f"{arguments.out}: cannot be used as a folder of shards ({error.strerror or error})"
+            ) from None
+        return _write(arguments)
+
+
+def _write(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     source: Source = arguments.source(arguments)
     job = _job(source, arguments)
@@ -79,6 +94,7 @@ def write(arguments: argparse.Namespace) -> int:
     written = tuple(shard for shard in shards if shard is not None)
     index = ShardIndex(source.modality, written, source.class_names, measure_of(source.modality)[1])
     _tell(skipped, "skipped", sys.stderr)
+    print(account(source, sum(result.written for result in results.values()), len(skipped)))
     if not index.shards:
         raise DataError(f"{arguments.folder}: none of its {len(skipped)} {source.unit} could be used")
     index.save(out)
@@ -96,10 +112,22 @@ def write(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def account(source: Source, written: int, skipped: int) -> str:
+    """Say what became of every file that was found: nothing is missing from the sum."""
+    left = sum(source.left_out.values())
+    without = f", {left:,} left out ({count_left_out(source.left_out)})" if left else ""
+    fate = f"{written:,} written, {skipped:,} skipped"
+    if source.unit == "files":
+        assert written + skipped == len(source.items), f"{written} + {skipped} of {len(source.items)} files"
+        return f"{written + skipped + left:,} files found: {fate}{without}"
+    read = source.files or 0
+    return f"{read + left:,} files found: {read:,} read{without}\n{written + skipped:,} {source.unit} found: {fate}"
+
+
 def check(arguments: argparse.Namespace) -> int:
     """Compare a set with its index."""
     with _progress("shards verified") as advance:
-        problems = verify(arguments.out, advance)
+        problems = verify(arguments.out, advance, member=arguments.member, warn=_warn)
     _tell(problems, "problems", sys.stderr)
     if problems:
         return 2
@@ -111,12 +139,29 @@ def check(arguments: argparse.Namespace) -> int:
 def index(arguments: argparse.Namespace) -> int:
     """Write the index of shards that lie in a folder."""
     path = arguments.out / INDEX_NAME
+    Modality.by_name(arguments.modality)  # else nobody could say which members hold the input
     if path.exists() and not arguments.force:
-        raise DataError(f"{path}: exists already; --force replaces it")
+        raise DataError(f"{path}: {_owner(path)}; --force replaces it")
     with _progress("shards indexed") as advance:
-        written = index_folder(arguments.out, arguments.modality, arguments.classes or (), advance)
+        written = index_folder(
+            arguments.out, arguments.modality, arguments.classes or (), advance, member=arguments.member, warn=_warn
+        )
     print(f"{path}: {len(written.shards)} shards, {written.samples} samples")
     return 0
+
+
+def _owner(path: Path) -> str:
+    try:
+        ShardIndex.load(path.parent)
+    except ForeignIndexError:
+        return "is the index of another program"
+    except DataError:
+        return "exists already, and is no index that could be used"
+    return "exists already"
+
+
+def _warn(line: str) -> None:
+    print(f"warning: {line}", file=sys.stderr)
 
 
 def _job(source: Source, arguments: argparse.Namespace) -> str:
@@ -124,7 +169,11 @@ def _job(source: Source, arguments: argparse.Namespace) -> str:
     digest = hashlib.sha256(f"{source.modality} {source.settings} {source.class_names}".encode())
     digest.update(f"{arguments.samples_per_shard} {arguments.validation} {arguments.seed}".encode())
     for item in source.items:
-        digest.update(item.describe().encode("utf-8", "backslashreplace"))
+        try:
+            described = item.describe()
+        except OSError as error:  # a link to nothing, or a file that is gone: whoever reads it says so
+            described = f"{item.key} {error.strerror}"
+        digest.update(described.encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 
@@ -189,7 +238,7 @@ def _load_state(out: Path) -> tuple[str, dict[str, Written]]:
     try:
         state = json.loads((out / STATE_NAME).read_bytes())
         done = {
-            str(name): Written(_restored(entry["shard"]), tuple(entry["skipped"]))
+            str(name): Written(_restored(entry["shard"]), tuple(entry["skipped"]), int(entry["written"]))
             for name, entry in state["shards"].items()
         }
         return str(state["job"]), done
@@ -259,11 +308,13 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=write, source=add(command))
     command = commands.add_parser("verify", help=check.__doc__, description=check.__doc__)
     command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")
+    command.add_argument("--member", metavar="NAME", help="the input, of samples with several (input.jpg): data.member")
     command.set_defaults(run=check)
     command = commands.add_parser("index", help=index.__doc__, description=index.__doc__)
     command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
     command.add_argument("--modality", required=True, choices=sorted(MODALITIES), help="what they hold")
     command.add_argument("--classes", nargs="+", metavar="NAME", help="names of the class numbers")
+    command.add_argument("--member", metavar="NAME", help="the input, of samples with several (input.jpg): data.member")
     command.add_argument("--force", action="store_true", help="replace the index there is")
     command.set_defaults(run=index)
     return parser

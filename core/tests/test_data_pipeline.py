@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import pickle
 import random
+import re
+import signal
 from collections import Counter
 from dataclasses import dataclass
 from itertools import islice
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 
 from data2vec.core.batch import Batch, Example, Sample
 from data2vec.core.config import DataConfig, PredictorConfig, TransformerConfig
+from data2vec.core.data import shm
 from data2vec.core.data.pipeline import BrokenCounter, EvaluationData, TrainData, spread
 from data2vec.core.data.shards import ShardWriter
 from data2vec.core.errors import DataError, SampleError
@@ -40,8 +44,8 @@ class NumberDecoder:
             raise OSError("cannot identify\nimage \x1b[31m")
         if content == b"memory":
             raise MemoryError
-        if content == b"die":
-            os._exit(7)
+        if content == b"bus":
+            os.kill(os.getpid(), signal.SIGBUS)
         noise = [seed % 1000, random.randrange(1000), int(np.random.randint(1000)), int(torch.randint(1000, ()))]
         return Example(torch.tensor([int(content), *(noise if self.train else [])]), int(content) % 3)
 
@@ -239,6 +243,14 @@ def test_broken_share_is_limited(caplog: pytest.LogCaptureFixture) -> None:
         counter.add(batch(10, 1))
     with pytest.raises(DataError, match="2 of 20"):  # an epoch of 20 samples
         BrokenCounter(0.05, total=20).add(batch(18, 2))
+    counter = BrokenCounter(0.05, total=10_000)
+    counter.finish()  # of nothing
+    counter.add(batch(5, 5))
+    with pytest.raises(DataError, match="5 of 10 samples are broken"):  # nothing more will come
+        counter.finish()
+    counter = BrokenCounter(0.05, total=10_000)
+    counter.add(batch(38, 2))
+    counter.finish()
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         counter = BrokenCounter(0.5, total=10_000)
@@ -271,10 +283,98 @@ def test_errors_of_workers_arrive_without_traceback(tmp_path: Path, workers: int
         next(data.batches(0, 2))
 
 
-def test_a_worker_that_dies_is_one_error(tmp_path: Path) -> None:
-    write(tmp_path, [b"die"] * 4)
-    with pytest.raises(DataError, match=r"^a loader worker died .*lower data\.workers$"):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_labels_that_are_none_are_said_once(tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    with ShardWriter(tmp_path, "train", "numbers") as writer:
+        for i in range(20):
+            writer.write(f"{i:04d}", {"num": str(i).encode(), "cls": b"cat" if i % 2 else b"1"})
+    data = open_train(tmp_path, workers)
+    with caplog.at_level(logging.WARNING):
+        for batch in [*islice(data.batches(0, 5), 4), *data.for_evaluation().evaluation_batches(5)]:
+            assert len(batch) == 5
+            assert not batch.broken
+    (record,) = caplog.records
+    assert record.message == data.shards.remarks["cls"]
+    said = r"its label b'cat' is no class number such as 7; it counts as unlabelled, as others like it do"
+    assert re.fullmatch(rf"{tmp_path}/train-000000\.tar: 00\d\d: {said}", record.message)
+
+
+def test_broken_samples_of_an_evaluation_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path, [b"0", b"broken", b"2", b"broken", b"4"])
+    data = open_train(tmp_path).for_evaluation()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            assert sum(map(len, data.counted(data.evaluation_batches(2)))) == 3
+    (record,) = caplog.records
+    assert record.message == (
+        f"2 of 5 samples are broken and not evaluated, as {tmp_path}/train-000000.tar: 0001: is broken"
+    )
+
+
+def test_a_bus_error_names_the_shared_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the system does to a worker that writes where /dev/shm has no room."""
+    monkeypatch.setattr(shm.Room, "now", classmethod(lambda cls: cls(64 << 20, 3 << 20)))
+    write(tmp_path, [b"1", b"bus"])
+    with pytest.raises(
+        DataError, match=r"^a loader worker died \(SIGBUS\): .*/dev/shm \(64\.0 MiB, 3\.0 MiB of it free"
+    ):
         next(open_train(tmp_path, 1).batches(0, 2))
+
+
+def test_a_worker_that_dies_does_not_interrupt_what_else_runs(folder: Path) -> None:
+    before = set(multiprocessing.active_children())
+    batches = open_train(folder, 1).batches(0, 2)
+    next(batches)
+    (worker,) = set(multiprocessing.active_children()) - before
+    os.kill(int(worker.pid or 0), signal.SIGKILL)
+    worker.join(60)  # where torch would raise an error of its own, as in the middle of an update
+    with pytest.raises(DataError, match=r"^a loader worker died \(SIGKILL\): most often memory ran out"):
+        list(islice(batches, 60))
+
+
+@pytest.mark.parametrize("free", [8, None])
+def test_a_batch_for_which_shared_memory_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int | None
+) -> None:
+    """Found before it is written, or by torch when it is."""
+
+    def full(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)")
+
+    room = None if free is None else shm.Room(64 << 20, free)
+    monkeypatch.setattr(shm.Room, "now", classmethod(lambda cls: room))
+    if free is None:
+        monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    write(tmp_path, [b"1", b"2"])
+    with pytest.raises(DataError) as error:
+        next(open_train(tmp_path, 1).batches(0, 2))
+    message = str(error.value)
+    assert message.startswith("the shared memory /dev/shm")
+    assert ("(64.0 MiB, 0.0 MiB of it free now)" in message) == (free is not None)
+    assert "4 batches of 0.0 MiB wait in it at a time" in message
+    assert "docker run --shm-size=8g" in message
+    assert "data.workers=0" in message
+    assert len(next(open_train(tmp_path, 0).batches(0, 2))) == 2
+
+
+def test_too_little_shared_memory_is_said_before_it_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(shm.Room, "now", classmethod(lambda cls: cls(300, 300)))  # bytes: room for two batches
+    write(tmp_path, [b"1", b"2"])
+    with caplog.at_level(logging.WARNING):
+        assert len(list(islice(open_train(tmp_path, 1).batches(0, 2), 3))) == 3
+    (record,) = caplog.records
+    assert "/dev/shm" in record.message
+
+
+def test_what_is_said_of_shared_memory() -> None:
+    said = shm.cause_of_death([None, -signal.SIGBUS], shm.Room(64 << 20, 1 << 20), 154 << 20, 8)
+    assert "8 batches of 154 MiB wait in it at a time, 1,232 MiB in all" in said
+    assert shm.cause_of_death([-signal.SIGKILL], None, 0, 8) == (
+        "a loader worker died (SIGKILL): most often memory ran out; lower data.workers"
+    )
+    assert "no exit code" in shm.cause_of_death([None], None, 0, 8)
 
 
 def test_a_recount_that_differs_is_an_error(tmp_path: Path) -> None:

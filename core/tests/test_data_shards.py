@@ -12,9 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data2vec.core.data import checking
 from data2vec.core.data import shards as shards_module
+from data2vec.core.data.checking import index_folder, verify
 from data2vec.core.data.index import INDEX_NAME, ShardIndex
-from data2vec.core.data.shards import ShardFile, ShardWriter, index_folder, verify
+from data2vec.core.data.shards import ShardFile, ShardWriter
 from data2vec.core.errors import DataError, SampleError
 
 
@@ -43,7 +45,8 @@ def test_lengths_of_samples_are_in_the_index(tmp_path: Path, monkeypatch: pytest
             raise SampleError("no number")
         return int(members["txt"])
 
-    monkeypatch.setattr(shards_module, "measure_of", lambda modality: (measure, "units"))
+    for module in (shards_module, checking):
+        monkeypatch.setattr(module, "measure_of", lambda modality: (measure, "units"))
     index = write_set(tmp_path)
     assert [shard.lengths for shard in index.shards] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
     assert (index.length, index.length_unit) == (45, "units")

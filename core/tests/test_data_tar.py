@@ -133,6 +133,53 @@ def test_damaged_header_in_the_middle_is_noticed(tmp_path: Path) -> None:
         scan(path)
 
 
+def test_an_archive_behind_the_end_mark_is_refused(tmp_path: Path) -> None:
+    """What `cat a.tar b.tar` gives: readers stop at the first end mark."""
+    first, second = (tar_file(tmp_path / f"{name}.tar", [(f"{name}.jpg", b"1")]).read_bytes() for name in "ab")
+    both = tmp_path / "both.tar"
+    both.write_bytes(first + second)
+    with pytest.raises(DataError, match=rf"both\.tar: goes on at byte {len(first)}, behind its end mark at byte 1024,"):
+        scan(both)
+    with pytest.raises(DataError, match=r"unpack it with `tar --ignore-zeros -xf` and pack the files anew"):
+        scan(both)
+    both.write_bytes(first[:1024] + bytes(512) + second)  # a lone block of zeros ends it for readers, too
+    with pytest.raises(DataError, match=r"goes on at byte 1536, behind its end mark at byte 1024,"):
+        scan(both)
+    both.write_bytes(first + b"x")
+    with pytest.raises(DataError, match=rf"goes on at byte {len(first)},"):
+        scan(both)
+
+
+@pytest.mark.parametrize("zeros", [512, 1024, 10_240, 1 << 20])
+def test_zeros_that_fill_up_a_record_are_no_fault(tmp_path: Path, zeros: int) -> None:
+    path = tar_file(tmp_path / "a.tar", [("a.jpg", b"1")])
+    path.write_bytes(path.read_bytes()[:1024] + bytes(zeros))
+    assert [sample.key for sample in scan(path)] == ["a"]
+
+
+def test_a_download_that_reserved_its_room_and_was_cut_is_noticed(tmp_path: Path) -> None:
+    path = tar_file(tmp_path / "a.tar", [("a.jpg", b"1"), ("b.jpg", b"2")])
+    os.truncate(path, 1024)
+    os.truncate(path, 4 << 20)
+    with pytest.raises(DataError, match=r"a\.tar: has nothing but zeros from byte 1024 on, .* fetch or write it anew"):
+        scan(path)
+
+
+def test_members_of_a_key_that_lie_apart_are_refused(tmp_path: Path) -> None:
+    contents = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("b.cls", b"4")]
+    path = tar_file(tmp_path / "apart.tar", contents)
+    message = r"apart\.tar: a\.cls lies apart from a\.jpg, so that one sample would be two; pack the files sorted"
+    with pytest.raises(DataError, match=message):
+        scan(path)
+    assert [sample.key for sample in scan(tar_file(path, sorted(contents)))] == ["a", "b"]
+
+
+def test_a_key_that_is_not_unique_names_several_whole_samples(tmp_path: Path) -> None:
+    """Sets that were joined have such keys, and WebDataset reads them."""
+    contents = [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"3"), ("a.jpg", b"4"), ("a.cls", b"5")]
+    assert [sample.key for sample in scan(tar_file(tmp_path / "a.tar", contents))] == ["a", "b", "a"]
+
+
 def test_unusable_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "z.tar").write_bytes(gzip.compress(bytes(1024)))
     with pytest.raises(DataError, match=r"z\.tar: is compressed \(gzip\).*decompress"):

@@ -24,6 +24,7 @@ from data2vec.core.training import checkpoint
 HERE = Path(__file__).parent
 guard = load_module("fuzz_guard", HERE / "guard.py")
 mutations = load_module("fuzz_mutations", HERE / "mutations.py")
+safetensors_files = load_module("fuzz_safetensors_files", HERE / "safetensors_files.py")
 material = load_module("fuzz_material", HERE / "material.py")
 training = load_module("fuzz_trained", HERE / "trained.py")
 
@@ -69,7 +70,7 @@ def mutate_checkpoint(rng: Rng, files: dict[str, bytes], evil: Any) -> dict[str,
             case _ if tensors:
                 name = pick(rng, tensors)
                 try:
-                    files[name] = mutations.safetensors(rng, files[name], evil)
+                    files[name] = safetensors_files.safetensors(rng, files[name], evil)
                 except Exception:  # an earlier mutation left no header
                     files[name] = mutations.flip(rng, files[name])
     if rng.random() < 0.9:
@@ -223,13 +224,13 @@ def test_found_states(trained: Trained) -> None:
 
 def test_found_tensors(trained: Trained) -> None:
     def spoilt(name: str, spoil: Callable[[dict[str, Any]], Any], kind: str = "whole") -> dict[str, bytes]:
-        header, payload = mutations.unpack(trained.files[kind][name])
+        header, payload = safetensors_files.unpack(trained.files[kind][name])
         spoil(header)
-        return {**trained.files[kind], name: mutations.pack(header, payload)}
+        return {**trained.files[kind], name: safetensors_files.pack(header, payload)}
 
     files = trained.files["whole"]
     step, moment = (
-        next(key for key in mutations.unpack(files["optimiser.safetensors"])[0] if key.endswith(end))
+        next(key for key in safetensors_files.unpack(files["optimiser.safetensors"])[0] if key.endswith(end))
         for end in ("/step", "/exp_avg")
     )
     two = "model-00001-of-00002.safetensors"

@@ -22,8 +22,9 @@ class Item(Protocol):
 class Source:
     """What a modality's command puts into shards.
 
-    ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members)
-    and a line in ``skipped`` for each that was left out. It must be picklable.
+    ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members), a
+    line in ``skipped`` for each document that was left out, and the number of the ``documents`` that were not. It must
+    be picklable.
     """
 
     modality: str
@@ -35,7 +36,8 @@ class Source:
     beside: Mapping[str, bytes] = field(default_factory=dict, repr=False)  # files that belong beside the shards
     scratch: Path | None = None  # a folder that is not needed once the set is finished
     unit: str = "files"  # what is skipped
-    left_out: Mapping[str, int] = field(default_factory=dict)  # files that are no items, by what they are
+    files: int | None = None  # whose content the items hold, where an item is not a file
+    left_out: Mapping[str, int] = field(default_factory=dict)  # files that were found and are in no item, by kind
 
 
 def positive(text: str) -> int:

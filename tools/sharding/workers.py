@@ -32,10 +32,13 @@ class Task:
 
 @dataclass(frozen=True)
 class Written:
-    """A finished shard (None: every item was unusable) and a line for each item that was left out."""
+    """A finished shard (None: every item was unusable), a line for each file or document that was left out, and how
+    many were not.
+    """
 
     shard: ShardInfo | None
     skipped: tuple[str, ...]
+    written: int
 
 
 _stopping: Event | None = None
@@ -52,6 +55,7 @@ def _write_shard(task: Task) -> Written:
     """Write one shard; runs in a worker."""
     shard = ShardFile(task.path, measure_of(task.modality)[0])
     skipped: list[str] = []
+    written = 0
     try:
         for item in task.items:
             if _stopping is not None and _stopping.is_set():
@@ -62,12 +66,13 @@ def _write_shard(task: Task) -> Written:
                 for key, members in [(item.key, encoded)] if one else encoded.samples:
                     shard.write(key, members)
                 skipped += () if one else encoded.skipped
+                written += 1 if one else encoded.documents
             except SampleError as error:
                 skipped.append(str(error))
         if shard.samples:
-            return Written(shard.finish(), tuple(skipped))
+            return Written(shard.finish(), tuple(skipped), written)
         shard.discard()
-        return Written(None, tuple(skipped))
+        return Written(None, tuple(skipped), written)
     except BaseException:
         shard.discard()
         raise

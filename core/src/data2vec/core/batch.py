@@ -6,13 +6,11 @@ Shapes: B samples of a batch; the rest depends on the modality.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Self
 
 import torch
 from torch import Tensor
-
-from data2vec.core.errors import SampleError
 
 
 @dataclass(frozen=True)
@@ -30,11 +28,13 @@ class Example:
     """One decoded sample: what the extractor reads, and its class number where the shard has one.
 
     ``position_labels``: (T,) int64 class of each position (frames), -1 where unknown; None where there are none.
+    ``unused``: why an optional member could not be used, by its extension.
     """
 
     inputs: Tensor
     label: int | None = None
     position_labels: Tensor | None = None
+    unused: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class Batch:
     keys: tuple[str, ...] = ()
     broken: tuple[str, ...] = ()  # what was skipped while this batch was read, one line each
     position_labels: Tensor | None = None
+    unused: Mapping[str, str] = field(default_factory=dict)  # by extension: the first such member that is of no use
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -107,18 +108,20 @@ class Batch:
 
 
 def decode_label(sample: Sample) -> int | None:
-    """The class number in the member ``cls``; None where there is no such member.
-
-    Raises:
-        SampleError: it is not a number from 0 to 999,999,999 in ASCII digits.
-    """
+    """The class number in the member ``cls``; None where there is no such member, or :func:`label_problem` says why."""
     text = sample.members.get("cls")
-    if text is None:
-        return None
+    return None if text is None or label_problem(text) else int(text)
+
+
+def label_problem(text: bytes) -> str | None:
+    """Why the content of a member ``cls`` is no class number, or None.
+
+    A class number is from 0 to 999,999,999, in ASCII digits. -1 stands for unknown, as elsewhere.
+    """
     digits = text.strip()
-    if not digits.isdigit() or len(digits) > 9:
-        raise SampleError(f"label {text[:20]!r} is no class number; the member cls must hold digits, such as 7")
-    return int(digits)
+    if digits.isdigit() and len(digits) <= 9:
+        return None
+    return f"its label {text[:20]!r} is no class number such as 7"
 
 
 def stack(modality: str, samples: Sequence[Sample], examples: Sequence[Example]) -> Batch:

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+_LONGEST_LINE = 400
+
+
+def one_line(text: object) -> str:
+    """Text of any origin in one line that is safe to print, cut where it is long."""
+    words = " ".join(str(text).split())
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
+    return safe if len(safe) <= _LONGEST_LINE else f"{safe[:_LONGEST_LINE]}..."
+
 
 class Data2VecError(Exception):
     """Base of every error that a user can cause and mend; commands print it without a traceback."""
@@ -28,6 +37,10 @@ class SampleError(Data2VecError):
 
 class CheckpointError(Data2VecError):
     """A checkpoint cannot be written, read, or does not belong to this configuration."""
+
+
+class FolderInUseError(Data2VecError):
+    """Another process writes to the folder."""
 
 
 class TrainingError(Data2VecError):

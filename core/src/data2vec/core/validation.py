@@ -66,6 +66,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.shuffle_shards": _at_least(1),
     "data.max_broken": _share,
     "data.cache": _text,
+    "data.member": (
+        lambda value: re.fullmatch(r"[^\s/.A-Z]+(\.[^\s/.A-Z]+)*", value) is not None,
+        "must be a member's name after the key and its dot, in lower case, such as input.jpg",
+    ),
     "train.updates": _at_least(1),
     "train.batch": _at_least(1),
     "train.micro_batch": _at_least(1),
@@ -87,6 +91,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine.zero_stage": ((lambda value: value in (0, 1, 2, 3)), "must be 0, 1, 2 or 3"),
     "engine.bucket_size": _at_least(1),
     "engine.persistence_threshold": _at_least(0),
+    "engine.join_minutes": _positive,
     "evaluation.neighbours": _at_least(1),
     "evaluation.few_labels": _at_least(1),
     "evaluation.max_samples": _at_least(1),
@@ -163,6 +168,14 @@ def _finite(value: Any) -> bool:
 
 
 _SHAPE = ("transformer.depth", "transformer.width", "transformer.heads")
+
+
+def _member(experiment: Experiment) -> list[str]:
+    member = experiment.data.member
+    known = [name for one in experiment.modalities.values() if isinstance(one, Modality) for name in one.extensions]
+    if member is None or member.rpartition(".")[2] in known:
+        return []
+    return [f"data.member={member}: ends in none of {', '.join(known)}, which hold the input"]
 
 
 def _width(experiment: Experiment) -> list[str]:
@@ -274,6 +287,7 @@ _TOGETHER: tuple[tuple[tuple[str, ...], Callable[[Experiment], list[str]]], ...]
     (("train.batch", "train.micro_batch"), _micro_batch),
     (("train.batch_length", "train.micro_length"), _lengths),
     (("engine.zero_stage",), _engine),
+    (("data.member",), _member),
 )
 
 

@@ -16,13 +16,17 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from data2vec.core.data.files import read_file, write_atomically
-from data2vec.core.errors import DataError
+from data2vec.core.errors import DataError, one_line
 
 FORMAT = 1
 INDEX_NAME = "index.json"
 _LEAST = 512  # bytes of a sample: the header of one member
 _MOST = 1 << 40  # bytes of a shard, and length of a sample
 T = TypeVar("T")
+
+
+class ForeignIndexError(DataError):
+    """A file ``index.json`` that another program wrote for itself."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +93,14 @@ class ShardIndex:
         """The index in the bytes of an ``index.json``; ``source`` names it in errors.
 
         Raises:
-            DataError: not JSON, another format version, a wrong type, or a value that cannot be.
+            ForeignIndexError: another program's. DataError: not JSON, another format version, a wrong type, or a value
+                that cannot be.
         """
         try:
             data = json.loads(content)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{source}: is not JSON ({error}); `tools/shard.py index` writes it anew") from None
-        table = _typed(data, dict, source, "the index")
+        table = _own(data, source)
         version = _typed(table.get("format"), int, source, "format")
         if version != FORMAT:
             raise DataError(f"{source}: format={version} is unknown, this version reads {FORMAT}: index the set anew")
@@ -159,6 +164,17 @@ def add_to_index(folder: Path, new: ShardIndex, prefix: str) -> ShardIndex:
     index = replace(new, shards=tuple(sorted((*kept, *new.shards), key=lambda s: s.name)))
     index.save(folder)
     return index
+
+
+def _own(data: object, source: str) -> dict[str, Any]:
+    """The table of an index that this program wrote, or means to be one: it has two of the fields that all have."""
+    if isinstance(data, dict) and sum(name in data for name in ("format", "modality", "totals")) >= 2:
+        return data
+    kind = f"an object with {', '.join(list(data)[:3]) or 'nothing in it'}" if isinstance(data, dict) else str(data)
+    raise ForeignIndexError(
+        one_line(f"{source}: is not an index of these tools but another program's ({kind[:80]})")
+        + "; `tools/shard.py index FOLDER --modality NAME --force` replaces it"
+    )
 
 
 def _typed(value: object, kind: type[T], source: str, name: str) -> T:

@@ -22,6 +22,7 @@ import numpy as np
 from data2vec.core.batch import Batch
 from data2vec.core.config import DataConfig
 from data2vec.core.data.fetch import ShardCache
+from data2vec.core.data.inputs import Inputs
 from data2vec.core.data.lengths import LengthBatches
 from data2vec.core.data.loader import evaluation_batches, training_batches
 from data2vec.core.data.order import EpochOrder, Integers, permutation
@@ -67,10 +68,17 @@ class ShardData:
             progress: called with (done, total) as shards without an index are counted.
 
         Raises:
-            DataError: a shard is missing, truncated, empty, or of another modality.
+            DataError: a shard is missing, truncated, empty, or of another modality, or too many samples have no input.
         """
         kept = ShardCache(Path(data.cache).expanduser() if data.cache else cache)
-        shards = open_shards(spec, modality.name, kept, *([progress] if progress else []))
+        shards = open_shards(
+            spec,
+            modality.name,
+            kept,
+            *([progress] if progress else []),
+            inputs=Inputs.of(modality, data.member),
+            max_broken=data.max_broken,
+        )
         return cls(shards, modality, data, seed, (None,) * len(shards.shards))
 
     @property
@@ -253,6 +261,21 @@ class EvaluationData(ShardData):
         workers = min(self.config.workers, -(-wanted // batch))
         return evaluation_batches(self._dataset(train=False), parts, workers, pin_memory)
 
+    def counted(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The batches of this set; when they have been read, how many samples were broken is said, once for the set."""
+        seen = broken = 0
+        example = ""
+        try:
+            for batch in batches:
+                seen += len(batch) + len(batch.broken)
+                broken += len(batch.broken)
+                example = example or next(iter(batch.broken), "")
+                yield batch
+        finally:
+            if broken:
+                kind = f"broken {self.shards.spec}"
+                self.shards.remark(kind, f"{broken} of {seen} samples are broken and not evaluated, as {example}")
+
 
 class BrokenCounter:
     """Names broken samples in the log and stops a run that has too many."""
@@ -296,7 +319,16 @@ class BrokenCounter:
         """
         self.seen += seen
         self.broken += broken
-        if broken and self.seen >= self._judged_after and self.broken > self.max_share * self.seen:
+        if broken and self.seen >= self._judged_after:
+            self.finish()
+
+    def finish(self) -> None:
+        """Judge what was counted, however little it is: nothing more will come.
+
+        Raises:
+            DataError: the share of broken samples is above ``max_share``.
+        """
+        if self.broken > self.max_share * self.seen:
             last = f"; the last: {self._last}" if self._last else ""
             raise DataError(
                 f"{self.broken} of {self.seen} samples are broken, more than data.max_broken={self.max_share:g} "

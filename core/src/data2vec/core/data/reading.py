@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -12,18 +12,17 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data2vec.core.batch import Batch, Example, Sample
+from data2vec.core.batch import Batch, Example, Sample, label_problem
 from data2vec.core.data.lengths import LengthBatches
 from data2vec.core.data.order import EpochOrder, Integers, Recent
 from data2vec.core.data.shardset import ShardSet
 from data2vec.core.data.tar import TarSample, read, scan
-from data2vec.core.errors import Data2VecError, DataError, SampleError
+from data2vec.core.errors import Data2VecError, DataError, SampleError, one_line
 from data2vec.core.modality import Modality
 from data2vec.core.model.random import derive
 
 _OPEN_FILES = 64  # a process may have 1,024 on most machines
 _SHOWN = 3  # broken samples named in an error
-_LINE = 400
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class SampleReader:
         """One sample.
 
         Raises:
-            SampleError: it has no member that may be read.
+            SampleError: it has no member that may be read, or no input.
             DataError: the shard cannot be read.
         """
         entry = self._tables[shard][index]
@@ -94,7 +93,8 @@ class SampleReader:
                 f"{location}: has {len(table)} samples, not the {expected} that were counted; "
                 "index the set again (tools/shard.py index)"
             )
-        return table
+        inputs = self.shards.inputs
+        return table if inputs is None else [inputs.present(sample) for sample in table]
 
     def _open(self, shard: int) -> _File:
         return _File(self.shards, shard)
@@ -170,6 +170,7 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         samples: list[Sample] = []
         examples: list[Example] = []
         broken: list[str] = []
+        unused: dict[str, str] = {}
         for epoch, shard, index in zip(*(array.tolist() for array in self.order.locate(positions)), strict=True):
             subset = self.chosen[shard]
             number = index if subset is None else int(subset[index])
@@ -185,6 +186,8 @@ class ShardDataset(Dataset[Batch | Unreadable]):
             else:
                 samples.append(sample)
                 examples.append(example)
+                for member, reason in _unused(sample, example).items():
+                    unused.setdefault(member, self._describe(shard, number, reason))
         if not samples:
             reasons = "\n".join(f"  - {line}" for line in broken[:_SHOWN])
             return Unreadable(f"all {len(broken)} samples of a batch are broken, the first:\n{reasons}", tuple(broken))
@@ -192,17 +195,18 @@ class ShardDataset(Dataset[Batch | Unreadable]):
             batch = self.modality.collate(samples, examples)
         except (RuntimeError, ValueError) as error:
             first = f"{samples[0].shard}:{samples[0].key}"
-            raise DataError(f"samples of one batch do not fit together, from {first} on: {_one_line(error)}") from None
-        return replace(batch, broken=(*batch.broken, *broken))
+            raise DataError(f"samples of one batch do not fit together, from {first} on: {one_line(error)}") from None
+        return replace(batch, broken=(*batch.broken, *broken), unused=unused)
 
-    def _describe(self, shard: int, number: int, error: Exception) -> str:
+    def _describe(self, shard: int, number: int, reason: str | Exception) -> str:
         """``file: key: reason``, in one line that is safe to print."""
-        reason = str(error) if isinstance(error, SampleError) else f"{type(error).__name__}: {error}"
+        if isinstance(reason, Exception) and not isinstance(reason, SampleError):
+            reason = f"{type(reason).__name__}: {reason}"
         location = self.reader.shards.shards[shard].location
-        return _one_line(f"{location}: {self.reader.table(shard)[number].key}: {reason}")
+        return one_line(f"{location}: {self.reader.table(shard)[number].key}: {reason}")
 
 
-def _one_line(text: object) -> str:
-    words = " ".join(str(text).split())
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in words)
-    return safe if len(safe) <= _LINE else f"{safe[:_LINE]}..."
+def _unused(sample: Sample, example: Example) -> Mapping[str, str]:
+    """Why optional members of a sample are of no use, by extension."""
+    problem = label_problem(sample.members.get("cls", b"0"))
+    return example.unused if problem is None else {"cls": problem, **example.unused}

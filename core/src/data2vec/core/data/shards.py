@@ -1,4 +1,4 @@
-"""Writing and verifying sets of shards.
+"""Writing sets of shards.
 
 Shards are WebDataset tar files written by WebDataset's own writer, with nothing in them that depends on the time,
 the machine or the user: the same samples give the same bytes. A file gets its final name when it is complete and on
@@ -20,14 +20,13 @@ from webdataset.tariterators import base_plus_ext
 from webdataset.writer import TarWriter
 
 from data2vec.core.data.files import commit, temporary_name
-from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo, add_to_index, prefixed
-from data2vec.core.data.tar import is_pickled, read, scan
-from data2vec.core.errors import ConfigError, DataError, SampleError
+from data2vec.core.data.index import ShardIndex, ShardInfo, add_to_index, prefixed
+from data2vec.core.data.tar import is_pickled
+from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.modality import Modality
 
-__all__ = ["ShardFile", "ShardIndex", "ShardInfo", "ShardWriter", "index_folder", "measure_of", "verify"]
+__all__ = ["ShardFile", "ShardIndex", "ShardInfo", "ShardWriter", "measure_of"]
 
-Progress = Callable[[int, int], None]  # (shards done, shards in all)
 Measure = Callable[[Mapping[str, bytes]], int | None]  # the input length of a sample's members
 
 
@@ -36,16 +35,13 @@ def measure_of(modality: str) -> tuple[Measure, str]:
     try:
         kind = Modality.by_name(modality)
     except ConfigError:
-        return _unmeasured, ""
+        return unmeasured, ""
     return kind.length_of, kind.length_unit
 
 
-def _unmeasured(members: Mapping[str, bytes]) -> int | None:
+def unmeasured(members: Mapping[str, bytes]) -> int | None:
+    """The measure of samples that do not differ."""
     return None
-
-
-def _no_progress(done: int, total: int) -> None:
-    pass
 
 
 class _HashedFile:
@@ -68,7 +64,7 @@ class _HashedFile:
 class ShardFile:
     """One shard that is being written. It appears under its name in :meth:`finish`, whole, or not at all."""
 
-    def __init__(self, path: Path, measure: Measure = _unmeasured) -> None:
+    def __init__(self, path: Path, measure: Measure = unmeasured) -> None:
         """Start a shard; what an interrupted run left of it is replaced. ``measure`` gives the samples' lengths.
 
         Raises:
@@ -239,91 +235,6 @@ class ShardWriter:
         except BaseException:
             self.discard()
             raise
-
-
-def describe(path: Path, measure: Measure = _unmeasured) -> ShardInfo:
-    """Count, hash and measure a shard that lies on disk.
-
-    Raises:
-        DataError: it cannot be read, or is no usable shard.
-    """
-    samples = scan(path)
-    lengths: list[int | None] = []
-    try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            if measure is not _unmeasured:
-                for sample in samples:
-                    try:
-                        lengths.append(measure(read(file.fileno(), sample, path.name).members))
-                    except SampleError:
-                        lengths.append(0)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    known = () if None in lengths else tuple(length for length in lengths if length is not None)
-    return ShardInfo(path.name, len(samples), size, digest, known)
-
-
-def index_folder(
-    folder: Path, modality: str, class_names: tuple[str, ...] | list[str] = (), progress: Progress = _no_progress
-) -> ShardIndex:
-    """Write the index of a folder of shards that something else wrote.
-
-    Raises:
-        DataError: there are no ``*.tar`` files, or one is no usable shard.
-    """
-    paths = sorted(folder.glob("*.tar"))
-    if not paths:
-        raise DataError(f"{folder}: has no *.tar files")
-    shards = []
-    measure, unit = measure_of(modality)
-    for done, path in enumerate(paths):
-        progress(done, len(paths))
-        shards.append(describe(path, measure))
-    progress(len(paths), len(paths))
-    index = ShardIndex(modality, tuple(shards), tuple(class_names), unit)
-    index.save(folder)
-    return index
-
-
-def verify(folder: Path, progress: Progress = _no_progress) -> list[str]:
-    """Compare a folder of shards with its index, reading every byte.
-
-    Returns:
-        One line for each problem: a file that is missing, of another size, checksum or number of samples, damaged, or
-        not in the index, and a sample that no reader will use. Empty where all is well.
-    """
-    try:
-        index = ShardIndex.load(folder)
-    except DataError as error:
-        return [str(error)]
-    problems = []
-    for done, shard in enumerate(index.shards):
-        progress(done, len(index.shards))
-        problems += _verify_shard(folder, shard)
-    progress(len(index.shards), len(index.shards))
-    listed = {shard.name for shard in index.shards}
-    unlisted = sorted(path.name for path in folder.glob("*.tar") if path.name not in listed)
-    problems += [f"{folder / name}: is not in {INDEX_NAME}" for name in unlisted]
-    return problems
-
-
-def _verify_shard(folder: Path, shard: ShardInfo) -> list[str]:
-    path = folder / shard.name
-    if not os.path.isfile(path):  # also where the index gives a longer name than a file can have
-        return [f"{path}: is missing"]
-    try:
-        found = describe(path)
-        unusable = [sample for sample in scan(path) if sample.problem]
-    except DataError as error:
-        return [str(error)]
-    problems = [
-        f"{path}: {name} is {getattr(found, name)}, {INDEX_NAME} says {getattr(shard, name)}"
-        for name in ("samples", "bytes", "sha256")
-        if getattr(found, name) != getattr(shard, name)
-    ]
-    return problems + [f"{path}: {sample.key}: {sample.problem}" for sample in unusable]
 
 
 def _key_problem(key: str, members: Mapping[str, bytes]) -> str | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data2vec.core.data.fetch import ShardCache, index_url, url_name
-from data2vec.core.data.index import INDEX_NAME, ShardIndex, ShardInfo
+from data2vec.core.data.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo
+from data2vec.core.data.inputs import Inputs, check_share, unusable
 from data2vec.core.data.source import is_url, resolve
 from data2vec.core.data.tar import scan
 from data2vec.core.errors import DataError
 
+_log = logging.getLogger(__name__)
 _THREADS = 8  # shards without an index that are fetched and counted at a time
 
 Progress = Callable[[int, int], None]  # (shards counted, shards to count)
@@ -32,12 +35,18 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """The shards of one ``data.train`` or ``data.validation``, in the order in which they are named."""
+    """The shards of one ``data.train`` or ``data.validation``, in the order in which they are named.
+
+    ``inputs``: finds the input of a sample; None: members stay as they are. ``remarks``: what is said once of these
+    shards, by kind.
+    """
 
     spec: str
     shards: tuple[Shard, ...]
     class_names: tuple[str, ...]
     cache: ShardCache
+    inputs: Inputs | None = None
+    remarks: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def counts(self) -> tuple[int, ...]:
@@ -48,6 +57,12 @@ class ShardSet:
         """Changes when a shard's name, place in the order or number of samples does."""
         text = "\n".join(f"{shard.name} {shard.samples}" for shard in self.shards)
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+    def remark(self, kind: str, line: str) -> None:
+        """Log a line, unless one of its kind has been."""
+        if kind not in self.remarks:
+            self.remarks[kind] = line
+            _log.warning("%s", line)
 
     def path(self, number: int) -> Path:
         """The file of a shard, fetched if it is remote and not here.
@@ -63,7 +78,15 @@ def _no_progress(done: int, total: int) -> None:
     pass
 
 
-def open_shards(spec: str, modality: str, cache: ShardCache, progress: Progress = _no_progress) -> ShardSet:
+def open_shards(
+    spec: str,
+    modality: str,
+    cache: ShardCache,
+    progress: Progress = _no_progress,
+    *,
+    inputs: Inputs | None = None,
+    max_broken: float = 1.0,
+) -> ShardSet:
     """Find the shards of ``spec`` and count their samples, from the index where there is one.
 
     Args:
@@ -71,9 +94,12 @@ def open_shards(spec: str, modality: str, cache: ShardCache, progress: Progress 
         modality: what the shards must hold, where an index says what they hold.
         cache: where shards from http(s) are kept.
         progress: called as shards without an index are counted.
+        inputs: finds the input of each sample; None: nobody asks for one.
+        max_broken: share of the samples without an input that is accepted, of shards without an index.
 
     Raises:
-        DataError: a shard is missing, truncated, empty or of another modality, or indexes disagree.
+        DataError: a shard is missing, truncated, empty or of another modality, too many samples have no input, or
+            indexes disagree.
     """
     locations = resolve(spec)
     indexes = _indexes(locations, cache)
@@ -92,21 +118,25 @@ def open_shards(spec: str, modality: str, cache: ShardCache, progress: Progress 
             _check_size(location, info)
 
     unknown = [location for location, _, info in found if info is None]
+    counted: dict[str, int] = {}
+    problems: list[str] = []
 
-    def count(location: str) -> int:
-        return len(scan(cache.fetch(location) if is_url(location) else location))
+    def count(location: str) -> tuple[int, list[str]]:
+        samples = scan(cache.fetch(location) if is_url(location) else location)
+        return len(samples), [] if inputs is None else unusable(location, map(inputs.present, samples))
 
-    counted = {}
     if unknown:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for done, (location, samples) in enumerate(zip(unknown, pool.map(count, unknown), strict=True)):
+            for done, (location, (samples, lines)) in enumerate(zip(unknown, pool.map(count, unknown), strict=True)):
                 counted[location] = samples
+                problems += lines
                 progress(done + 1, len(unknown))
+        check_share(repr(spec), sum(counted.values()), problems, max_broken)
     shards = (
         Shard(location, name, counted[location] if info is None else info.samples, info)
         for location, name, info in found
     )
-    return ShardSet(spec, tuple(shards), next(iter(names), ()), cache)
+    return ShardSet(spec, tuple(shards), next(iter(names), ()), cache, inputs)
 
 
 def _name(location: str) -> str:
@@ -119,16 +149,19 @@ def _place(location: str) -> str:
 
 
 def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardIndex]:
-    """The indexes there are, by their path or URL."""
+    """The indexes there are, by their path or URL. Shards beside one of another program are counted instead."""
     indexes = {}
     for location in {_place(location): location for location in locations}.values():
         place = _place(location)
-        if is_url(location):
-            content = cache.text(place)
-            if content is not None:
-                indexes[place] = ShardIndex.parse(content, place)
-        elif os.path.exists(place):
-            indexes[place] = ShardIndex.load(Path(place).parent)
+        try:
+            if is_url(location):
+                content = cache.text(place)
+                if content is not None:
+                    indexes[place] = ShardIndex.parse(content, place)
+            elif os.path.exists(place):
+                indexes[place] = ShardIndex.load(Path(place).parent)
+        except ForeignIndexError as error:
+            _log.warning("%s; the shards beside it are counted instead", error)
     return indexes
 
 

@@ -13,13 +13,15 @@ import stat
 import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Self
 
 from webdataset.tariterators import base_plus_ext
 
 from data2vec.core.batch import Sample
-from data2vec.core.errors import DataError
+from data2vec.core.errors import DataError, one_line
 
 PICKLED = frozenset({"pyd", "pickle", "pkl", "pth", "pt"})  # members that a careless reader would execute
 _COMPRESSION = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -28,6 +30,8 @@ _EXTENDED = frozenset({tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE
                        tarfile.GNUTYPE_LONGLINK})  # fmt: skip
 _LONGEST_EXTENDED = 1 << 14  # bytes: two paths of the longest that systems take, and attributes
 _MOST_EXTENDED = 8  # before one member; each is read inside the one before
+_MOST_PADDING = 1 << 20  # zero bytes behind the end mark: programs fill up the last record, of 10 KiB mostly
+_CHUNK = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +55,8 @@ def scan(path: Path | str) -> list[TarSample]:
     """The samples of a shard in their order, from its headers alone.
 
     Raises:
-        DataError: the file cannot be read, is compressed, is no tar file, is truncated or damaged, or has no samples.
+        DataError: the file cannot be read, is compressed, is no tar file, is truncated or damaged, goes on behind its
+            end mark, has no samples, or has one whose members lie apart.
     """
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe without a writer would never open
@@ -65,7 +70,7 @@ def scan(path: Path | str) -> list[TarSample]:
             with tarfile.open(
                 fileobj=file, mode="r:", encoding="utf-8", errors="backslashreplace", tarinfo=_Header
             ) as tar:
-                samples = _group(_members(tar, path))
+                samples = _group(_members(tar, path), path)
                 _check_end(tar, path)
     except tarfile.TarError as error:
         raise DataError(f"{path}: is no tar file, truncated or damaged ({error}); write or fetch it anew") from None
@@ -112,34 +117,60 @@ def _members(tar: tarfile.TarFile, path: Path | str) -> list[tuple[str, str, int
         key, extension = base_plus_ext(member.name)
         if key is None or member.name.startswith("__"):  # WebDataset's own metadata
             continue
+        if member.offset_data + member.size > tar.offset:  # an extended header said so, where the next member begins
+            raise DataError(f"{path}: is damaged at byte {member.offset}; fetch or write it anew")
         found.append((key, extension.lower(), member.offset_data, member.size))
     return found
 
 
 def _check_end(tar: tarfile.TarFile, path: Path | str) -> None:
-    """``tarfile`` takes a damaged header, or a file cut between two members, for the end: the end mark decides."""
-    assert tar.fileobj is not None
-    tar.fileobj.seek(tar.offset)
-    if tar.fileobj.read(_BLOCK) != bytes(_BLOCK):
-        raise DataError(f"{path}: is truncated or damaged at byte {tar.offset}; fetch or write it anew")
+    """Check that the file ends with the end mark and the zeros that fill up a record.
+
+    ``tarfile`` takes a damaged header, a file cut between two members, and a block of zeros for the end.
+    """
+    file, mark = tar.fileobj, tar.offset
+    assert file is not None
+    file.seek(mark)
+    if file.read(_BLOCK) != bytes(_BLOCK):
+        raise DataError(f"{path}: is truncated or damaged at byte {mark}; fetch or write it anew")
+    position = mark + _BLOCK
+    while chunk := file.read(_CHUNK):
+        rest = chunk.lstrip(b"\0")
+        if rest:
+            raise DataError(
+                f"{path}: goes on at byte {position + len(chunk) - len(rest)}, behind its end mark at byte {mark}, as "
+                "archives do that were joined with cat: unpack it with `tar --ignore-zeros -xf` and pack the files "
+                "anew, or list the archives one by one"
+            )
+        position += len(chunk)
+        if position - mark > _MOST_PADDING:
+            raise DataError(
+                f"{path}: has nothing but zeros from byte {mark} on, as a download leaves that was cut short; "
+                "fetch or write it anew"
+            )
 
 
-def _group(members: list[tuple[str, str, int, int]]) -> list[TarSample]:
+def _group(members: list[tuple[str, str, int, int]], path: Path | str) -> list[TarSample]:
+    """The samples that members make: those with one key that follow each other."""
     samples: list[TarSample] = []
-    position = 0
-    while position < len(members):
-        key = members[position][0]
+    last: dict[str, set[str]] = {}  # for each key the extensions of its sample
+    for key, run in groupby(members, key=itemgetter(0)):
         parts: dict[str, tuple[int, int]] = {}
         refused: list[str] = []
         problem = None
-        while position < len(members) and members[position][0] == key:
-            _, extension, offset, size = members[position]
+        for _, extension, offset, size in run:
             if is_pickled(extension):
                 refused.append(extension)
             elif extension in parts:
                 problem = f"has two members .{extension}"
             parts.setdefault(extension, (offset, size))
-            position += 1
+        names = set(parts)
+        if names.isdisjoint(last.setdefault(key, names)):  # else a sample of its own, under a key that is not unique
+            what = one_line(f"{path}: {key}.{min(names)} lies apart from {key}.{min(last[key])}")
+            raise DataError(
+                f"{what}, so that one sample would be two; pack the files sorted by name "
+                "(`tar --sort=name -cf SHARD.tar FOLDER`)"
+            )
         for extension in refused:
             parts.pop(extension, None)
         if not parts:

@@ -124,7 +124,8 @@ def evaluate_model(
             for data in (train.for_evaluation(), test)
         )
         table = with_positions(table, train_positions, test_positions, progress, seed=seed, device=device)
-    return Evaluated(table, judged)
+    remarks = {**test.shards.remarks, **train.shards.remarks}.values()  # why labels or samples are missing
+    return Evaluated(dataclasses.replace(table, notes=(*table.notes, *remarks)), judged)
 
 
 def features(
@@ -133,7 +134,7 @@ def features(
     """Features of every encoder in one pass over the data."""
     config = experiment.evaluation
     batches = data.evaluation_batches(config.batch, config.max_samples, pin_memory=device.type == "cuda")
-    return extract_all(functions, batches, max_samples=config.max_samples, device=device)
+    return extract_all(functions, data.counted(batches), max_samples=config.max_samples, device=device)
 
 
 def quick_evaluation(

@@ -17,7 +17,8 @@ from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.task import Task
 from data2vec.core.training.engine import Engine, TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
-from data2vec.core.training.ranks import Ranks, place
+from data2vec.core.training.launchers import place
+from data2vec.core.training.ranks import Ranks
 
 
 def build_model(experiment: Experiment, ranks: Ranks) -> Data2Vec:

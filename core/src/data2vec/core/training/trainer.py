@@ -194,6 +194,7 @@ class Trainer:
 
         Raises:
             CheckpointError: the checkpoint that is being written in the background could not be.
+            DataError: too many samples of the whole run are broken; few had to be enough until now.
         """
         first, last = self.ranks.first, self.progress.update == self.train.updates
         stop, is_up, due, failed = self.ranks.sum(
@@ -202,6 +203,10 @@ class Trainer:
         )  # fmt: skip
         if failed:
             self.ranks.agree(self.saver.failed)
+        if last:
+            with self.ranks.alike():
+                for counter in self.broken.values():
+                    counter.finish()
         self.save_is_due = bool(due)
         self.ending = Ending.INTERRUPTED if stop else Ending.FINISHED if last else Ending.OUT_OF_TIME if is_up else None
 

@@ -37,7 +37,7 @@ from data2vec.core.training.engine import (
     uses_bf16,
 )
 from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks, peers_alive
+from data2vec.core.training.ranks import Ranks
 
 _log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -147,11 +147,10 @@ class DeepSpeedEngine(Engine):
 
     def accumulate(self, prepared: Any, *, scale: float, update: int) -> Step:
         """See :class:`Engine`."""
-        with peers_alive():
-            # DeepSpeed averages gradients over ranks.
-            loss = self._engine(prepared, self.seed, update, self.ranks.world * scale)
-            step: Step = self._engine.module.given
-            self._engine.backward(loss)
+        # DeepSpeed averages gradients over ranks.
+        loss = self._engine(prepared, self.seed, update, self.ranks.world * scale)
+        step: Step = self._engine.module.given
+        self._engine.backward(loss)
         return step
 
     def _clip_all(self, optimiser: Any, *rest: Any) -> None:
@@ -168,8 +167,7 @@ class DeepSpeedEngine(Engine):
     def step(self, rate: float, update: int) -> Tensor:
         """See :class:`Engine`."""
         set_rate(self._engine.optimizer.param_groups, rate)
-        with peers_alive():
-            self._engine.step()
+        self._engine.step()
         norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         self._forget_gradients()
         if self._engine.was_step_applied():

@@ -167,12 +167,13 @@ class SpeechExtractor(Extractor):
         Raises:
             ValueError: another shape, or a clip without a frame.
         """
-        shape, counts = self.grid(inputs, lengths)
+        _, counts = self.grid(inputs, lengths)
         if lengths is not None:  # NaN in the padding would reach no frame, but the gradients of the weights
             behind = torch.arange(inputs.shape[1], device=inputs.device) >= lengths.to(inputs.device).unsqueeze(1)
             inputs = inputs.masked_fill(behind, 0.0)
         x: Tensor = self.convolutions(inputs.unsqueeze(1)).transpose(1, 2)
         x = self.projection(self.norm(x))
+        shape = (x.shape[1],)  # as the grid says, in a form that a traced model can prove
         if counts is None:
             return Tokens(x=x, shape=shape)
         padding = torch.arange(shape[0], device=x.device) >= counts.to(x.device).unsqueeze(1)
@@ -182,12 +183,13 @@ class SpeechExtractor(Extractor):
         """(T,) and the (B,) frames of each clip of waveforms (B, L); None for these without ``lengths``.
 
         Raises:
-            ValueError: as ``forward``; lengths that are not on the CPU are not looked at, which would wait for a GPU.
+            ValueError: as ``forward``; lengths that are not on the CPU are not looked at, which would wait for a GPU,
+                nor those of a model that is traced.
         """
         if inputs.ndim != 2:
             raise ValueError(f"waveforms must be (B, L), got {tuple(inputs.shape)}")
         shortest = inputs.shape[1]
-        if lengths is not None and lengths.device.type == "cpu":
+        if lengths is not None and lengths.device.type == "cpu" and not torch.compiler.is_compiling():
             shortest = min(shortest, int(lengths.min()))
         if shortest < self.receptive_field:
             raise ValueError(f"a clip of {shortest} samples has no frame; {self.receptive_field} make the first one")

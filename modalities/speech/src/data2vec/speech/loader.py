@@ -18,7 +18,7 @@ from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
 from data2vec.speech.audio import decode, read_header
 
-EXTENSIONS = ("flac", "wav", "ogg")
+EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 SILENCE = 2.0**-30  # variance of an alternation by one step of 16 bits, with full scale at 1
 _FRAME_LABELS = re.compile(rb"(?:[0-9]{1,9} (?:-1|[0-9]{1,4})(?:\n|$))*")
 
@@ -64,14 +64,18 @@ class AudioDecoder:
         segment is unknown.
 
         Raises:
-            SampleError: no audio, audio that cannot be decoded, is too short or silent, or a label that is none.
+            SampleError: no audio, or audio that cannot be decoded, is too short or silent.
         """
         label = decode_label(sample)
         waveform = decode(sample.members[_audio_member(sample.members)])
         shortest = max(self.minimum, self.audio.min_length if self.train else 1)
         if len(waveform) < shortest:
             raise SampleError(f"{len(waveform)} samples at 16 kHz; at least {shortest} are needed")
-        segments = decode_frame_labels(sample, len(waveform))
+        segments, unused = None, {}
+        try:
+            segments = decode_frame_labels(sample, len(waveform))
+        except SampleError as error:  # they serve a probe; the clip itself can be used
+            unused["frames"] = str(error)
         variance = float(waveform.var(dtype=np.float64))
         if variance < SILENCE:
             raise SampleError(f"silent: its variance is {variance:.1e} of full scale, below {SILENCE:.1e}")
@@ -81,7 +85,7 @@ class AudioDecoder:
             mean = waveform.mean(dtype=np.float64)
             inputs = ((inputs - mean) / np.sqrt(variance)).astype(np.float32)
         labels = None if segments is None else self._rasterised(segments, start, length)
-        return Example(torch.from_numpy(inputs.copy()), label, labels)
+        return Example(torch.from_numpy(inputs.copy()), label, labels, unused)
 
     def _crop(self, length: int, seed: int) -> tuple[int, int]:
         """First sample and length of what is kept."""

@@ -5,8 +5,6 @@ Shapes: B samples, T tokens, D width.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 
@@ -18,9 +16,25 @@ from data2vec.core.model.resizing import Resizable
 from data2vec.text import _native  # noqa: F401
 
 # isort: split
-from fairseq2.nn import BatchLayout, LearnedPositionEncoder, StandardEmbedding
+from fairseq2.nn import LearnedPositionEncoder, StandardEmbedding
 
 _STD = 0.02  # of embeddings at first, as BERT and the authors' code
+
+
+class Places(nn.Module):
+    """fairseq2's table of learned positions, looked up for sequences that begin at the first place.
+
+    fairseq2 looks up through a layout of the batch, which torch.export cannot follow.
+    """
+
+    def __init__(self, width: int, block: int) -> None:
+        super().__init__()
+        self.weight: nn.Parameter = LearnedPositionEncoder(width, block).weight
+
+    def forward(self, length: int) -> Tensor:
+        """(1, T, D) of the first ``length`` places; row 0 of the table stands for padding."""
+        places = torch.arange(1, 1 + length, device=self.weight.device)
+        return nn.functional.embedding(places, self.weight).unsqueeze(0)
 
 
 class TextExtractor(Extractor, Resizable):
@@ -43,7 +57,7 @@ class TextExtractor(Extractor, Resizable):
         self.vocabulary = vocabulary
         self.block = block
         self.embed = StandardEmbedding(vocabulary, width, pad_idx=pad, init_fn=_initialise)
-        self.positions = LearnedPositionEncoder(width, block)
+        self.positions = Places(width, block)
         self.norm = nn.LayerNorm(width, eps=norm_eps)
         with torch.no_grad():
             self.positions.weight.normal_(std=_STD)[0].zero_()
@@ -60,8 +74,7 @@ class TextExtractor(Extractor, Resizable):
         shape, valid = self.grid(inputs, lengths)
         embedded: Tensor = self.embed(inputs)
         # Places do not depend on the sample, so they are looked up once; padding gets some too, which nothing reads.
-        origin = embedded.new_zeros(1, shape[0], embedded.shape[-1])
-        places: Tensor = self.positions(origin, _layout(shape[0], inputs.device))
+        places: Tensor = self.positions(shape[0])
         padding = None if valid is None else torch.arange(shape[0], device=inputs.device) >= valid.unsqueeze(1)
         return Tokens(self.norm(embedded + places), shape, padding, self.norm(places))
 
@@ -90,10 +103,3 @@ class TextExtractor(Extractor, Resizable):
 
 def _initialise(embedding: StandardEmbedding) -> None:
     nn.init.normal_(embedding.weight, std=_STD)
-
-
-@lru_cache(maxsize=64)
-def _layout(length: int, device: torch.device) -> BatchLayout:
-    """One sequence without padding. Kept, because making one copies its numbers to the device."""
-    with torch.inference_mode(False):  # whoever asks first may be in inference mode, and whoever asks next in training
-        return BatchLayout((1, length), None, device=device)

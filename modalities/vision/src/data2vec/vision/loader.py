@@ -58,7 +58,7 @@ class ImageDecoder:
         """``inputs``: (C, size, size) float32. ``label``: from the member ``cls``, a number in ASCII digits.
 
         Raises:
-            SampleError: no image, an image that cannot be decoded or is too large, or a label that is no number.
+            SampleError: no image, or an image that cannot be decoded or is too large.
         """
         label = decode_label(sample)
         image = self._augmented(decode_image(sample, self.channels), seed)
