@@ -15,7 +15,7 @@ from data2vec.core import testing
 from data2vec.core.testing import load_module
 
 scenarios = load_module("scenarios_of_lost_ranks", Path(__file__).with_name("scenarios.py"))
-_STATISTICS = "data2vec.core.pretraining.data2vec:spread"
+_STATISTICS = "data2vec.core.training.monitor:Monitor.check"
 _SAVING = "data2vec.core.training.saver:Saver.finish"
 _TORCH, _ZERO = "data2vec.core.training.engine:TorchEngine", "data2vec.core.training.zero:DeepSpeedEngine"
 
@@ -66,7 +66,7 @@ def die_at(name: str) -> None:
         (3, f"{_TORCH}._sum_gradients", ("engine.kind=torch", "train.batch=6")),
         (2, _SAVING, ("engine.kind=torch",)),
         (2, f"{_ZERO}.step", zero(0)),
-        (2, f"{_ZERO}.forward_backward", zero(3)),
+        (2, f"{_ZERO}.accumulate", zero(3)),
         pytest.param(2, _STATISTICS, zero(2), marks=pytest.mark.slow),
         pytest.param(2, f"{_ZERO}.step", zero(2), marks=pytest.mark.slow),
         pytest.param(2, _STATISTICS, zero(3), marks=pytest.mark.slow),
