@@ -140,24 +140,25 @@ def _sample(name: str, number: int) -> Tensor:
     return tokens
 
 
+def members_of(name: str, number: int, shift: float = 0.0) -> dict[str, bytes]:
+    """One sample as shards hold it; ``shift``: of an image's grey level, in deviations of its noise."""
+    sample = _sample(name, number)
+    file = io.BytesIO()
+    if name == "vision":
+        pixels = ((sample + shift).movedim(0, -1) * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
+        Image.fromarray(pixels).save(file, format="PNG")
+        return {"png": file.getvalue()}
+    if name == "speech":
+        soundfile.write(file, (0.1 * sample).numpy(), 16_000, format="WAV", subtype="PCM_16")
+        return {"wav": file.getvalue()}
+    return {"txt": bytes(97 + int(token) % 26 for token in sample)}
+
+
 def write_shards(folder: Path, name: str, count: int = 40) -> Path:
     """Shards of one modality with samples of different lengths, for runs; returns the folder."""
     with ShardWriter(folder, "train", name, samples_per_shard=9) as writer:
         for number in range(count):
-            sample = _sample(name, number)
-            if name == "vision":
-                file = io.BytesIO()
-                pixels = (sample.movedim(0, -1) * 40 + 128).clamp(0, 255).to(torch.uint8).numpy()
-                Image.fromarray(pixels).save(file, format="PNG")
-                members = {"png": file.getvalue()}
-            elif name == "speech":
-                file = io.BytesIO()
-                soundfile.write(file, (0.1 * sample).numpy(), 16_000, format="WAV", subtype="PCM_16")
-                members = {"wav": file.getvalue()}
-            else:
-                text = bytes(97 + int(token) % 26 for token in sample)
-                members = {"txt": text}
-            writer.write(f"sample{number:03d}", members)
+            writer.write(f"sample{number:03d}", members_of(name, number))
     return folder
 
 
