@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Data2VecAudioConfig, Data2VecAudioModel
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioForAudioFrameClassification,
+    Data2VecAudioForCTC,
+    Data2VecAudioForSequenceClassification,
+    Data2VecAudioForXVector,
+    Data2VecAudioModel,
+    PreTrainedModel,
+)
 
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.config import NormOrder, TargetsConfig, TransformerConfig
@@ -28,7 +36,15 @@ SHAPES: list[dict[str, Any]] = [
 ]
 
 
-def theirs(**changes: Any) -> Data2VecAudioModel:
+WITH_HEADS: list[type[PreTrainedModel]] = [
+    Data2VecAudioForCTC,
+    Data2VecAudioForSequenceClassification,
+    Data2VecAudioForAudioFrameClassification,
+    Data2VecAudioForXVector,
+]
+
+
+def theirs(kind: type[PreTrainedModel] = Data2VecAudioModel, **changes: Any) -> PreTrainedModel:
     settings = {
         "hidden_size": 32,
         "num_hidden_layers": 3,
@@ -42,7 +58,7 @@ def theirs(**changes: Any) -> Data2VecAudioModel:
         "num_conv_pos_embedding_groups": 4,
     }
     torch.manual_seed(0)
-    model = Data2VecAudioModel(Data2VecAudioConfig(**settings | changes)).eval()
+    model = kind(Data2VecAudioConfig(**settings | changes)).eval()
     with torch.no_grad():  # away from the ones and zeros that a confusion of two norms or biases would not change
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -93,6 +109,24 @@ def test_every_layer_agrees(changes: dict[str, Any]) -> None:
                 assert relative_error(features, expected.hidden_states[number]) < TOLERANCE
     if "masked_spec_embed" in reference.state_dict():
         assert torch.equal(model.mask_tokens["speech"], reference.masked_spec_embed)
+
+
+@pytest.mark.parametrize("kind", WITH_HEADS)
+def test_the_heads_of_a_fine_tuned_model_are_left_out(kind: type[PreTrainedModel]) -> None:
+    reference = theirs(kind, vocab_size=12, use_weighted_layer_sum=True)
+    model = ours(reference.config).eval()
+    state = reference.state_dict()
+    load_transformers(model, state)
+    waveform = torch.randn(1, 1003)
+    with torch.no_grad():
+        expected = reference.data2vec_audio(waveform).last_hidden_state
+    batch = Batch("speech", waveform, torch.arange(1), torch.tensor([-1]))
+    for of in ("student", "teacher"):
+        assert relative_error(model.features(batch, layers="last", of=of).x, expected) < TOLERANCE
+    with pytest.raises(CheckpointError, match=r"first is 'surprise\.weight'.*Data2VecAudioModel"):
+        load_transformers(model, {**state, "data2vec_audio.surprise.weight": torch.zeros(1)})
+    with pytest.raises(CheckpointError, match=r"no student\.transformer"):
+        load_transformers(model, {name: v for name, v in state.items() if ".encoder.layers." not in name})
 
 
 def test_the_predictor_stays_and_wrong_weights_change_nothing() -> None:

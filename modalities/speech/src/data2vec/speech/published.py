@@ -3,7 +3,8 @@
 A released checkpoint of data2vec 1.0 (``data2vec_audio``) or 2.0 (``data2vec_multi``) is a mapping from names to
 tensors, with the teacher's under ``_ema`` or in a mapping of its own. :func:`student_state` and :func:`teacher_state`
 give them our names; :func:`load_published` puts them into a model and checks every shape. Hugging Face's
-``Data2VecAudioModel`` holds an encoder of data2vec 1.0 without a predictor: :func:`load_transformers`.
+``Data2VecAudioModel`` holds an encoder of data2vec 1.0 without a predictor, alone or under the heads of a fine-tuned
+model: :func:`load_transformers`.
 
 Differences of notation: queries, keys and values are one matrix here and three in 1.0; the teacher of 1.0 holds the
 Transformer alone, so its names lack the prefix ``encoder``; and ALiBi's scale has shape (1, 1, H, 1, 1) in 2.0.
@@ -77,6 +78,7 @@ _HEADS: list[tuple[str, str]] = [
 ]
 _QUERY = re.compile(r"(.*attn|.*attention)\.([qkv])_proj\.(weight|bias)")
 _IGNORED = re.compile(r"_ema|.*\.num_updates")  # of training state alone
+_TRANSFORMERS = "data2vec_audio."  # before the encoder's names in a model with heads
 
 
 def our_name(name: str) -> str | None:
@@ -103,7 +105,8 @@ def _mapped(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors have no place in a data2vec speech model, the first is {unknown[0]!r}: pass the "
-            "state of data2vec_audio (1.0), of data2vec_multi (2.0) with the modality AUDIO, or of Data2VecAudioModel"
+            "state of data2vec_audio (1.0), of data2vec_multi (2.0) with the modality AUDIO, or of transformers' "
+            "Data2VecAudioModel without an adapter"
         )
     for name, value in state.items():
         ours = our_name(name)
@@ -165,13 +168,15 @@ def load_transformers(model: Data2Vec, state: Mapping[str, Tensor]) -> None:
     Args:
         model: of the same shape: post-norm, ``speech.input_norm``, and ``speech.positions`` with a kernel of
             ``conv_pos_kernel_size`` and a depth of ``num_conv_pos_embeddings``.
-        state: its ``state_dict()``.
+        state: its ``state_dict()``, or that of a model that has one, such as ``Data2VecAudioForCTC``: heads are left
+            out.
 
     Raises:
         CheckpointError: names or shapes that do not fit; the model is then unchanged.
     """
     kept = {name: v for name, v in model.own_state().items() if name.startswith(("predictors.", "mask_tokens."))}
-    mapped = student_state(state)
+    inside = {name.removeprefix(_TRANSFORMERS): v for name, v in state.items() if name.startswith(_TRANSFORMERS)}
+    mapped = student_state(inside or state)
     _load(model, kept | mapped | _as_teacher(mapped))
 
 
