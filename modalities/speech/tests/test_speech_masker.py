@@ -107,6 +107,19 @@ def test_the_published_masks_hide_what_they_should():
     assert (exact.sum(-1) == 499).all()
 
 
+@pytest.mark.parametrize(("frames", "share"), [(249, 0.494), (779, 0.490), (999, 0.489)])
+def test_masks_of_1_0_are_whole_spans_in_every_batch(frames: int, share: float) -> None:
+    """What a row hides is not lowered to what another hides, and no frame of a span is shown again."""
+    masks = SPAN(torch.arange(400), (frames,), seed=0, update=0).flatten(0, 1)
+    hidden = masks.double().mean(1)
+    assert float(hidden.mean()) == pytest.approx(share, abs=0.005)
+    assert hidden.min() < share - 0.03 < share + 0.03 < hidden.max()
+    edges = torch.nn.functional.pad(masks.int(), (1, 1)).diff(dim=1)
+    runs = (edges == -1).nonzero()[:, 1] - (edges == 1).nonzero()[:, 1]
+    assert int(runs.min()) == 10
+    assert float(runs.double().mean()) == pytest.approx(14.6, abs=0.3)
+
+
 def statistics(masks: np.ndarray) -> np.ndarray:
     """(N, 4 + T) of each mask: hidden share, runs, agreement of near and of far frames; and every frame."""
     near, far = (masks[:, lag:] == masks[:, :-lag] for lag in (1, min(4, masks.shape[1] - 1)))
