@@ -219,11 +219,11 @@ def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
                 (folder / name / f"x.{extension}").write_bytes(data)
     code, printed, err = run.tool("shard", "speech", str(folder), str(out), "--workers", "1")
     assert code == 0
-    assert "5 files skipped" in printed
-    for name in ("empty", "without audio", "text", "cut", "not finite"):
+    assert "6 files skipped" in printed
+    for name in ("empty", "without audio", "text", "cut", "silent", "not finite"):
         assert f"{folder}/{name}/x." in err
-    # Silence and clips that are too short for one model may serve another: the decoder decides.
-    kept = {"shorter than the receptive field", "silent", "class", "frames"}
+    # Clips that are too short for one model may serve another: the decoder decides.
+    kept = {"shorter than the receptive field", "class", "frames"}
     assert ShardIndex.load(out).samples == len(kept)
     assert run.tool("shard", "verify", str(out))[0] == 0
 
@@ -236,7 +236,8 @@ def test_a_folder_without_audio(run: Any, tmp_path: Path, content: dict[str, byt
         (folder / "deep" / name).write_bytes(data)
     code, _, err = run.tool("shard", "speech", str(folder), str(out))
     assert code == 2
-    assert err == f"error: {folder}: has no audio (.flac, .wav, .ogg, .oga)\n"
+    assert err.startswith(f"error: {folder}: has no audio (.flac, .wav, .ogg, .opus, .mp3, ")
+    assert err.endswith("; it holds 1 .txt, 1 hidden\n" if content else ")\n")
     assert not out.exists()
 
 

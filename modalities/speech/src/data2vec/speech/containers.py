@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Iterator
 
+import numpy as np
+
 from data2vec.core.errors import SampleError
 
 MAX_VALUES = 100_000_000  # decoded values of one file, all channels: more than an hour and a half at 16 kHz
@@ -113,7 +115,7 @@ def _count(data: bytes) -> int:
     frames = 0
     try:
         with Sequential(io.BytesIO(data)) as file:
-            block = bytearray(_BLOCK * file.channels * 2)
+            block = np.empty((_BLOCK, file.channels), np.int16)
             while read := file.buffer_read_into(block, "int16"):
                 frames += read
                 if frames * file.channels > MAX_VALUES:

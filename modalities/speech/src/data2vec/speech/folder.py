@@ -24,7 +24,7 @@ from data2vec.core.data.plain import decode_text
 from data2vec.core.errors import DataError, SampleError
 from data2vec.speech.audio import CONTAINERS, RATE, decode, read_header
 from data2vec.speech.containers import complete
-from data2vec.speech.loader import EXTENSIONS
+from data2vec.speech.loader import EXTENSIONS, audible
 
 _CONVERTED = {"AIFF": (".aiff", ".aif", ".aifc"), "AU": (".au",), "CAF": (".caf",), "W64": (".w64",), "NIST": (".sph",)}
 _SUFFIXES = {f".{extension}": extension for extension in EXTENSIONS} | {".oga": "ogg", ".wave": "wav"}
@@ -162,11 +162,11 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
 
     Args:
         clip: what to read.
-        verify: decode it, to see that it is whole; else only its header is read.
+        verify: decode it, to see that it is whole and not silent; else only its header is read.
         reencode: store what is not mono at 16 kHz as 16-bit flac that is.
 
     Raises:
-        SampleError: it cannot be read, is no audio, is cut short, or not as long as its manifest says.
+        SampleError: it cannot be read, is no audio, is cut short or silent, or not as long as its manifest says.
     """
     suffix = clip.path.suffix.lower()
     if suffix not in _ENDINGS:
@@ -182,8 +182,8 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
             extension, data = "flac", _flac(data)
         else:
             extension = _SUFFIXES.get(suffix, CONTAINERS[header.container])
-            if verify:
-                decode(data)
+        if verify:  # what is stored, as the loader will
+            audible(decode(data))
     except OSError as error:
         raise SampleError(f"{clip.path}: cannot be read ({error.strerror})") from None
     except SampleError as error:

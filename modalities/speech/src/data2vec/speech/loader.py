@@ -87,9 +87,7 @@ class AudioDecoder:
         Raises:
             SampleError: the waveform is silent.
         """
-        variance = float(waveform.var(dtype=np.float64))
-        if variance < SILENCE:
-            raise SampleError(f"silent: its variance is {variance:.1e} of full scale, below {SILENCE:.1e}")
+        variance = audible(waveform)
         part = waveform[start : start + length]
         if not self.audio.normalise:
             return part.copy()
@@ -109,6 +107,18 @@ class AudioDecoder:
         centres = start + self.hop * np.arange(frames) + self.receptive // 2
         number = np.searchsorted(segments[:, 0], centres, side="right")
         return torch.from_numpy(np.concatenate([[-1], segments[:, 1]])[number])
+
+
+def audible(waveform: Waveform) -> float:
+    """The variance of a (L,) waveform.
+
+    Raises:
+        SampleError: it is silent, so that no model could learn from it.
+    """
+    variance = float(waveform.var(dtype=np.float64))
+    if variance < SILENCE:
+        raise SampleError(f"silent: its variance is {variance:.1e} of full scale, below {SILENCE:.1e}")
+    return variance
 
 
 def collate_audio(

@@ -3,8 +3,7 @@
 A released checkpoint of data2vec 1.0 (``data2vec_audio``) or 2.0 (``data2vec_multi``) is a mapping from names to
 tensors, with the teacher's under ``_ema`` or in a mapping of its own. :func:`student_state` and :func:`teacher_state`
 give them our names; :func:`load_published` puts them into a model and checks every shape. Hugging Face's
-``Data2VecAudioModel`` holds an encoder of data2vec 1.0 without a predictor, alone or under the heads of a fine-tuned
-model: :func:`load_transformers`.
+``Data2VecAudioModel`` holds an encoder of data2vec 1.0 without a predictor: :func:`load_transformers`.
 
 Differences of notation: queries, keys and values are one matrix here and three in 1.0; the teacher of 1.0 holds the
 Transformer alone, so its names lack the prefix ``encoder``; and ALiBi's scale has shape (1, 1, H, 1, 1) in 2.0.
@@ -12,6 +11,7 @@ Transformer alone, so its names lack the prefix ``encoder``; and ALiBi's scale h
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 
@@ -21,6 +21,7 @@ from torch import Tensor
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.data2vec import Data2Vec
 
+_log = logging.getLogger(__name__)
 _FRONTEND = "frontends.speech"
 _CONVOLUTIONS = _FRONTEND + ".extractor.convolutions"
 _POSITIONS = _FRONTEND + ".positions.convolutions"
@@ -77,8 +78,11 @@ _HEADS: list[tuple[str, str]] = [
     (_AUDIO + r"decoder\.proj\.(\d+)\.(weight|bias)", r"predictors.speech.projection.\1.\2"),
 ]
 _QUERY = re.compile(r"(.*attn|.*attention)\.([qkv])_proj\.(weight|bias)")
+_INSIDE = "data2vec_audio."  # the names of a model with a head begin so, but for the head's
+_TRANSFORMERS_HEAD = re.compile(
+    r"(lm_head|projector|classifier|feature_extractor)\.(weight|bias)|layer_weights|tdnn\.\d+\..+|objective\..+"
+)
 _IGNORED = re.compile(r"_ema|.*\.num_updates")  # of training state alone
-_TRANSFORMERS = "data2vec_audio."  # before the encoder's names in a model with heads
 
 
 def our_name(name: str) -> str | None:
@@ -105,8 +109,7 @@ def _mapped(state: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     if unknown:
         raise CheckpointError(
             f"{len(unknown)} tensors have no place in a data2vec speech model, the first is {unknown[0]!r}: pass the "
-            "state of data2vec_audio (1.0), of data2vec_multi (2.0) with the modality AUDIO, or of transformers' "
-            "Data2VecAudioModel without an adapter"
+            "state of data2vec_audio (1.0), of data2vec_multi (2.0) with the modality AUDIO, or of Data2VecAudioModel"
         )
     for name, value in state.items():
         ours = our_name(name)
@@ -165,19 +168,30 @@ def load_published(model: Data2Vec, student: Mapping[str, Tensor], teacher: Mapp
 def load_transformers(model: Data2Vec, state: Mapping[str, Tensor]) -> None:
     """Put the weights of a ``Data2VecAudioModel`` into student and teacher; a predictor, which it has none of, stays.
 
+    Of a model with a head (``Data2VecAudioForCTC``, ``...ForSequenceClassification`` and others) the head is left out,
+    which the log says.
+
     Args:
         model: of the same shape: post-norm, ``speech.input_norm``, and ``speech.positions`` with a kernel of
             ``conv_pos_kernel_size`` and a depth of ``num_conv_pos_embeddings``.
-        state: its ``state_dict()``, or that of a model that has one, such as ``Data2VecAudioForCTC``: heads are left
-            out.
+        state: its ``state_dict()``.
 
     Raises:
         CheckpointError: names or shapes that do not fit; the model is then unchanged.
     """
     kept = {name: v for name, v in model.own_state().items() if name.startswith(("predictors.", "mask_tokens."))}
-    inside = {name.removeprefix(_TRANSFORMERS): v for name, v in state.items() if name.startswith(_TRANSFORMERS)}
-    mapped = student_state(inside or state)
+    mapped = student_state(_without_head(state))
     _load(model, kept | mapped | _as_teacher(mapped))
+
+
+def _without_head(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The model inside one with a head."""
+    if not any(name.startswith(_INSIDE) for name in state):
+        return state
+    head = sorted(name for name in state if _TRANSFORMERS_HEAD.fullmatch(name))
+    if head:
+        _log.info("left out: the head (%s)", ", ".join(head))
+    return {name.removeprefix(_INSIDE): value for name, value in state.items() if name not in head}
 
 
 def _as_teacher(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:
