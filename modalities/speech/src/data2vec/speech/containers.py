@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data2vec.core.errors import SampleError
+from data2vec.speech.mpeg import with_count
 
 MAX_VALUES = 100_000_000  # decoded values of one file, all channels: more than an hour and a half at 16 kHz
 _UNKNOWN = 0x7FFF_0000  # bytes of audio from which a length is a placeholder: no clip of 2 GiB is ever decoded
@@ -36,6 +37,8 @@ def complete(data: bytes) -> bytes:
         return _wave(data)
     if kind == b"fLaC":
         return _flac(data)
+    if kind[:3] == b"ID3" or kind[:1] == b"\xff":
+        return with_count(data)
     if kind == b"OggS":
         _check_pages(data)
     elif kind == b"FORM":

@@ -110,7 +110,7 @@ def _several(clips: Clips) -> Iterable[Clip]:
 
 def _read(path: Path) -> Waveform:
     try:
-        return decode(path.read_bytes(), any_container=True)
+        return decode(path.read_bytes(), converted=True)
     except OSError as error:
         raise SampleError(f"cannot be read ({error.strerror})") from None
 

@@ -22,13 +22,12 @@ from pathlib import Path, PurePath
 from data2vec.core.data.folder import count_left_out, list_files, unique_key
 from data2vec.core.data.plain import decode_text
 from data2vec.core.errors import DataError, SampleError
-from data2vec.speech.audio import CONTAINERS, RATE, decode, read_header
+from data2vec.speech.audio import CONTAINERS, CONVERTED, RATE, decode, read_header
 from data2vec.speech.containers import complete
 from data2vec.speech.loader import EXTENSIONS, audible
 
-_CONVERTED = {"AIFF": (".aiff", ".aif", ".aifc"), "AU": (".au",), "CAF": (".caf",), "W64": (".w64",), "NIST": (".sph",)}
 _SUFFIXES = {f".{extension}": extension for extension in EXTENSIONS} | {".oga": "ogg", ".wave": "wav"}
-_ENDINGS = (*_SUFFIXES, *(ending for endings in _CONVERTED.values() for ending in endings))
+_ENDINGS = (*_SUFFIXES, *(ending for endings in CONVERTED.values() for ending in endings))
 _TRANSCRIPTS = ".trans.txt"
 _READ = "read as transcripts"
 _LONGEST_TEXT = 100_000  # characters
@@ -173,12 +172,10 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
         raise SampleError(f"{clip.path}: is none of {', '.join(_ENDINGS)}")
     try:
         data = complete(clip.path.read_bytes())
-        header = read_header(data, any_container=True)
-        if header.container not in (*CONTAINERS, *_CONVERTED):
-            raise SampleError(f"is {header.container}, which is none of {', '.join((*CONTAINERS, *_CONVERTED))}")
+        header = read_header(data, converted=True)
         if clip.frames is not None and clip.frames != header.frames:
             raise SampleError(f"holds {header.frames} samples, its manifest says {clip.frames}")
-        if header.container in _CONVERTED or (reencode and (header.channels, header.rate) != (1, RATE)):
+        if header.container in CONVERTED or (reencode and (header.channels, header.rate) != (1, RATE)):
             extension, data = "flac", _flac(data)
         else:
             extension = _SUFFIXES.get(suffix, CONTAINERS[header.container])
@@ -199,7 +196,7 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
 def _flac(data: bytes) -> bytes:
     import soundfile
 
-    waveform = decode(data, any_container=True)
+    waveform = decode(data, converted=True)
     target = io.BytesIO()
     soundfile.write(target, waveform.clip(-1.0, 1.0), RATE, format="FLAC", subtype="PCM_16")
     return target.getvalue()
