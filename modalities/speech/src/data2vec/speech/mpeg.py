@@ -42,6 +42,11 @@ def with_count(data: bytes) -> bytes:
     if first is None:
         return data
     counted = _is_count(data, first)
+    place = first.start + first.about
+    if counted and data[place + 7] & 2 and place + 16 <= len(data):
+        (said,) = struct.unpack_from(">I", data, place + 12)
+        if said > len(data):
+            raise SampleError(f"the file is cut short: it says that it has {said} bytes, {len(data)} are there")
     total, end = 1, first.start + first.size
     for frame in islice(frames, _MOST):
         total, end = total + 1, frame.start + frame.size
@@ -54,10 +59,10 @@ def with_count(data: bytes) -> bytes:
     head = bytearray(data[first.start : first.start + 4])
     head[1] |= 1  # without a checksum
     head[2] = _WIDE << 4 | head[2] & 0x0C
-    size = _frame(bytes(head), 0)
-    assert size is not None
-    count = bytes(head) + bytes(size.about - 4) + b"Xing" + struct.pack(">II", 1, total)
-    return data[: first.start] + count.ljust(size.size, b"\0") + data[first.start :]
+    own = _frame(bytes(head), 0)
+    assert own is not None
+    count = bytes(head) + bytes(own.about - 4) + b"Xing" + struct.pack(">II", 1, total)
+    return data[: first.start] + count.ljust(own.size, b"\0") + data[first.start :]
 
 
 def _is_count(data: bytes, frame: _Frame) -> bool:
