@@ -122,7 +122,7 @@ def test_each_layer_has_its_own_rate(shards: Path, tmp_path: Path) -> None:
     for name, above in (
         ("head.weight", 0), (f"backbone.encoder.transformer.blocks.{depth - 1}.feed_forward.fc1.weight", 1),
         ("backbone.encoder.transformer.blocks.0.feed_forward.fc1.weight", depth),
-        ("backbone.encoder.frontends.vision.extractor.projection.weight", depth + 1),
+        ("backbone.encoder.frontends.vision.extractor.embed.proj.weight", depth + 1),
     ):  # fmt: skip
         moved = float((after[name] - before[name]).abs().max())
         assert moved == pytest.approx(rate * classification.DECAY**above, rel=1e-3), name
