@@ -19,7 +19,8 @@ if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
 
 # Tests of several ranks fork them from one server: what it imports is not imported again by each of them.
 multiprocessing.set_forkserver_preload([
-    "data2vec.core.testing", "data2vec.core.run", "data2vec.core.training.zero", "data2vec.vision", "data2vec.speech",
+    "data2vec.core.testing", "data2vec.core.run.cli", "data2vec.core.engines.zero",
+    "data2vec.vision", "data2vec.speech",
     "data2vec.text", "deepspeed", "torch.utils.tensorboard", "pytest",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # of every engine: compiles at import, which takes seconds
 ])  # fmt: skip

@@ -14,7 +14,7 @@ There is no published data2vec result on CIFAR-10. docs/log.md records what was 
 from vision_base_v2 import experiment as base
 
 from data2vec.core import main
-from data2vec.core.config import NormOrder
+from data2vec.core.settings.fields import NormOrder
 
 experiment = base.replace(
     name="cifar10",

@@ -11,7 +11,7 @@ configuration agrees with: 16 GPUs with 3.8 M samples of audio each, 63 minutes 
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     DataConfig,
     LayerOutput,
     LossConfig,

@@ -12,7 +12,7 @@ accuracy in a tenth of its time.
 from speech_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     DataConfig,
     LayerOutput,
     LossConfig,

@@ -13,7 +13,7 @@ the spans), its rate follows a cosine after 10,000 updates of warm-up, and its d
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     DataConfig,
     LayerOutput,
     LossConfig,

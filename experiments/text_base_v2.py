@@ -11,7 +11,7 @@ Published result: GLUE development average 82.5 of RoBERTa's recipe, reached in 
 from text_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     DataConfig,
     LayerOutput,
     LossConfig,

@@ -14,7 +14,7 @@ teacher decay rises from 0.999 to 0.9998 (constant 0.9998). The released vision 
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     DataConfig,
     LayerOutput,
     LossConfig,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data2vec.core import Batch
-from data2vec.core.config import OptimConfig
 from data2vec.core.model.encoder import Backbone
+from data2vec.core.settings.fields import OptimConfig
 from data2vec.core.task import Group, Step, Task
 
 DECAY = 0.5  # of the learning rate from each block to the one below

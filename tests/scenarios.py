@@ -12,7 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from data2vec.core import Batch, Experiment
-from data2vec.core.config import (
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.hashing import derive
+from data2vec.core.settings.fields import (
     LayerOutput,
     LossConfig,
     NormOrder,
@@ -27,8 +29,6 @@ from data2vec.core.config import (
     TrainConfig,
     TransformerConfig,
 )
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.model.random import derive
 from data2vec.speech import AudioConfig, PositionsConfig, Speech
 from data2vec.speech import MaskConfig as SpeechMask
 from data2vec.speech import MaskKind as SpeechMaskKind

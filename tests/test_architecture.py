@@ -57,7 +57,7 @@ def configuration(folder: Path) -> dict[str, Any]:
 
 def test_the_files_are_found() -> None:
     names = {str(path.relative_to(ROOT)) for path in project_files()}
-    assert {"pyproject.toml", "core/src/data2vec/core/config.py", "tests/test_architecture.py"} <= names
+    assert {"pyproject.toml", "core/src/data2vec/core/settings/fields.py", "tests/test_architecture.py"} <= names
 
 
 def test_data2vec_is_a_namespace() -> None:

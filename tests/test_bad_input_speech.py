@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data2vec.core.data.index import ShardIndex
+from data2vec.core.data.shards.index import ShardIndex
 from data2vec.core.testing import load_module, load_script
 from data2vec.core.training.monitor import read_metrics
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.tar import read, scan
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import read, scan
 from data2vec.core.testing import load_module, load_script
 from data2vec.text import Tokenizer
 from data2vec.text.loader import pack_ids, unpack_ids

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from data2vec.core import load_run
-from data2vec.core.overrides import from_yaml
-from data2vec.core.run import main
+from data2vec.core.run.cli import main
+from data2vec.core.settings.overrides import from_yaml
 from data2vec.core.training.monitor import read_metrics
 
 EARLIER = Path(__file__).with_name("earlier_runs")

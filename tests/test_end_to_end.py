@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 import torch
 
-from data2vec.core.config_yaml import flatten
-from data2vec.core.loading import load_run
-from data2vec.core.overrides import from_yaml, tree, validate
+from data2vec.core.run.load import load_run
+from data2vec.core.settings.overrides import from_yaml, tree, validate
+from data2vec.core.settings.tree import flatten
 from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 

@@ -18,9 +18,9 @@ import soundfile
 import torch
 from safetensors.torch import load_file
 
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.overrides import apply_overrides, from_yaml
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.settings.overrides import apply_overrides, from_yaml
 from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 from data2vec.speech import Speech, load_encoder

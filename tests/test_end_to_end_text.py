@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data2vec.core.data.index import ShardIndex
+from data2vec.core.data.shards.index import ShardIndex
 from data2vec.core.errors import SampleError
-from data2vec.core.loading import load_run
-from data2vec.core.overrides import apply_overrides, from_yaml
+from data2vec.core.run.load import load_run
+from data2vec.core.settings.overrides import apply_overrides, from_yaml
 from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 from data2vec.text import Text, Tokenizer, load_encoder

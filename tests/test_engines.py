@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from data2vec.core import Data2Vec, Experiment
+from data2vec.core.checkpoints.pieces import Piece
+from data2vec.core.distributed.ranks import Ranks
+from data2vec.core.engines.engine import Engine
+from data2vec.core.run.build import build_engine
 from data2vec.core.task import Moments
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training.build import build_engine
-from data2vec.core.training.engine import Engine
-from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks
 
 scenarios = load_module("scenarios_of_engines", Path(__file__).with_name("scenarios.py"))
 
@@ -39,7 +39,7 @@ ENGINES: dict[str, dict[str, Any]] = {
 
 
 def with_engine(name: str, engine: str) -> Experiment:
-    from data2vec.core.config import EngineKind
+    from data2vec.core.settings.fields import EngineKind
 
     settings = dict(ENGINES[engine])
     settings["kind"] = EngineKind(settings["kind"])

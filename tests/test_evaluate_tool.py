@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from data2vec.core import Data2Vec, Experiment
-from data2vec.core.config import DataConfig, TargetsConfig, TransformerConfig
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.overrides import to_yaml
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.settings.fields import DataConfig, TargetsConfig, TransformerConfig
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 from data2vec.vision import MaskConfig, Vision
 
 ROOT = Path(__file__).resolve().parents[1]

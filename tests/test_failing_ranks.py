@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.run import main
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.run.cli import main
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training import checkpoint
 
 scenarios = load_module("scenarios_of_failing_ranks", Path(__file__).with_name("scenarios.py"))
 
@@ -96,9 +96,9 @@ def test_too_few_samples_for_one_update(shards: Path, tmp_path: Path) -> None:
 
 def run_dry(shards: str, folder: str) -> tuple[int, str]:
     """A whole run whose shards are emptied on the disk, by rank 0, once it has taken two batches."""
-    from data2vec.core.data import pipeline
+    from data2vec.core.data import dataset
 
-    whole = pipeline.training_batches
+    whole = dataset.training_batches
 
     def batches(*arguments: Any) -> Any:
         for number, batch in enumerate(whole(*arguments)):
@@ -107,7 +107,7 @@ def run_dry(shards: str, folder: str) -> tuple[int, str]:
                     os.truncate(path, 0)
             yield batch
 
-    pipeline.training_batches = batches
+    dataset.training_batches = batches
     return command("text", shards, folder)
 
 
@@ -142,11 +142,11 @@ def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
     """A whole run whose data ends on rank 1, while rank 0 still waits for that rank's part of the last checkpoint."""
     import time
 
-    from data2vec.core.data import pipeline
+    from data2vec.core.checkpoints import saver
+    from data2vec.core.data import dataset
     from data2vec.core.errors import DataError
-    from data2vec.core.training import saver
 
-    whole, write_part = pipeline.training_batches, checkpoint.write_part
+    whole, write_part = dataset.training_batches, checkpoint.write_part
 
     def write_slowly(*arguments: Any, **named: Any) -> None:
         time.sleep(0.3 if os.environ["RANK"] == "1" else 0.0)
@@ -161,7 +161,7 @@ def broken_on_one_rank(shards: str, folder: str) -> tuple[int, str]:
                 raise DataError("train-0.tar: the disk is gone")
             yield batch
 
-    pipeline.training_batches = batches
+    dataset.training_batches = batches
     return command("text", shards, folder)
 
 

@@ -13,7 +13,12 @@ import torch
 from torch import Tensor
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.config import (
+from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect
+from data2vec.core.model.mask import Mask
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.predictor import ConvolutionalPredictor
+from data2vec.core.settings.fields import (
     LayerOutput,
     LossConfig,
     NormOrder,
@@ -26,12 +31,7 @@ from data2vec.core.config import (
     TeacherShares,
     TransformerConfig,
 )
-from data2vec.core.errors import CheckpointError
-from data2vec.core.model.encoder import Collect
-from data2vec.core.model.mask import Mask
-from data2vec.core.overrides import validate
-from data2vec.core.pretraining.masked import Masked
-from data2vec.core.pretraining.predictor import ConvolutionalPredictor
+from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.text import MaskConfig, Text
 from data2vec.text.published import load_published, our_place, teacher_state

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.config import (
+from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect, Tokens
+from data2vec.core.model.mask import Mask
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.pretraining.predictor import ConvolutionalPredictor
+from data2vec.core.settings.fields import (
     LayerOutput,
     LossConfig,
     NormOrder,
@@ -25,12 +30,7 @@ from data2vec.core.config import (
     TeacherShares,
     TransformerConfig,
 )
-from data2vec.core.errors import CheckpointError
-from data2vec.core.model.encoder import Collect, Tokens
-from data2vec.core.model.mask import Mask
-from data2vec.core.overrides import validate
-from data2vec.core.pretraining.masked import Masked
-from data2vec.core.pretraining.predictor import ConvolutionalPredictor
+from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.vision import MaskConfig, MaskKind, PositionKind, Vision
 from data2vec.vision.published import load_published, our_name, teacher_state

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from data2vec.core import Data2Vec, Experiment
-from data2vec.core.config import EngineKind, Precision, Switch
+from data2vec.core.distributed.ranks import Ranks
+from data2vec.core.run.build import build_engine
+from data2vec.core.settings.fields import EngineKind, Precision, Switch
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training.build import build_engine
 from data2vec.core.training.monitor import read_metrics
-from data2vec.core.training.ranks import Ranks
 
 pytestmark = pytest.mark.gpu
 

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from data2vec.core import testing
+from data2vec.core.checkpoints import checkpoint
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 from data2vec.core.training.monitor import read_metrics
 
 UPDATES = 8
@@ -61,11 +61,11 @@ def command(rank: int, world: int, store: str, log: str, here: str, name: str, a
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), GLOO_SOCKET_IFNAME="lo")
         dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     scenarios = load_module("scenarios_of_kills", Path(here).with_name("scenarios.py"))
-    from data2vec.core import run
+    from data2vec.core.run import cli
 
-    run._evaluate_and_report = lambda *parts: None  # the instants are to be those of training and saving
+    cli._evaluate_and_report = lambda *parts: None  # the instants are to be those of training and saving
     shards, folder, *settings = arguments
-    run.main(scenarios.run_of(name, Path(shards), Path(folder)), argv=[f"train.updates={UPDATES}", *settings])
+    cli.main(scenarios.run_of(name, Path(shards), Path(folder)), argv=[f"train.updates={UPDATES}", *settings])
 
 
 class Attempts:

@@ -15,12 +15,12 @@ from types import ModuleType
 import pytest
 from safetensors.torch import load_file
 
-from data2vec.core.config import TrainConfig
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.distributed.launchers import Place, host_of_rank_0, place
 from data2vec.core.errors import ConfigError
-from data2vec.core.loading import load_run
+from data2vec.core.run.load import load_run
+from data2vec.core.settings.fields import TrainConfig
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
-from data2vec.core.training.launchers import Place, host_of_rank_0, place
 from data2vec.core.training.share import Share
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,8 +16,8 @@ from data2vec.core.testing import load_module
 
 scenarios = load_module("scenarios_of_lost_ranks", Path(__file__).with_name("scenarios.py"))
 _STATISTICS = "data2vec.core.training.monitor:Monitor.check"
-_SAVING = "data2vec.core.training.saver:Saver.finish"
-_TORCH, _ZERO = "data2vec.core.training.engine:TorchEngine", "data2vec.core.training.zero:DeepSpeedEngine"
+_SAVING = "data2vec.core.checkpoints.saver:Saver.finish"
+_TORCH, _ZERO = "data2vec.core.engines.engine:TorchEngine", "data2vec.core.engines.zero:DeepSpeedEngine"
 
 
 def zero(stage: int) -> tuple[str, ...]:
@@ -35,7 +35,7 @@ def command(rank: int, world: int, store: str, log: str, here: str, dies_at: str
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     if rank == world - 1:
         die_at(dies_at)
-    from data2vec.core.run import main
+    from data2vec.core.run.cli import main
 
     shards, folder, *settings = arguments
     load = load_module("scenarios_of_lost_ranks", Path(here).with_name("scenarios.py"))

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from data2vec.core import Data2Vec
-from data2vec.core.config import EngineKind
-from data2vec.core.preparation import open_data
-from data2vec.core.run import main
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.distributed.ranks import join
+from data2vec.core.run.build import build_engine
+from data2vec.core.run.cli import main
+from data2vec.core.run.prepare import open_data
+from data2vec.core.settings.fields import EngineKind
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training import checkpoint
-from data2vec.core.training.build import build_engine
 from data2vec.core.training.monitor import read_metrics
-from data2vec.core.training.ranks import join
 from data2vec.core.training.trainer import Trainer
 
 scenarios = load_module("scenarios_of_many_ranks", Path(__file__).with_name("scenarios.py"))

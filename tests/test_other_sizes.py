@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data2vec.core import Data2Vec, Experiment, main
+from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError
-from data2vec.core.overrides import to_yaml
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 
 scenarios = load_module("scenarios_of_other_sizes", Path(__file__).with_name("scenarios.py"))
 scenario = scenarios.scenario

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from data2vec.core import Data2Vec, Experiment
-from data2vec.core.config import EngineConfig, EngineKind, Precision, TrainConfig
-from data2vec.core.overrides import to_yaml
+from data2vec.core.distributed.ranks import Ranks
+from data2vec.core.run.build import build_engine
+from data2vec.core.settings.fields import EngineConfig, EngineKind, Precision, TrainConfig
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training.build import build_engine
 from data2vec.core.training.flops import step_flops
-from data2vec.core.training.ranks import Ranks
 
 TOOL = Path(__file__).parents[1] / "tools" / "plan.py"
 BUCKET = 50_000

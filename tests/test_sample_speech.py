@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data2vec.core.batch import Batch, Sample
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.tar import read, scan
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import read, scan
 from data2vec.core.errors import DataError
 from data2vec.core.evaluation.features import Features
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy

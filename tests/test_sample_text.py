@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from data2vec.core.config import DataConfig
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.pipeline import EvaluationData, TrainData
-from data2vec.core.data.tar import read, sample_id, scan
+from data2vec.core.data.dataset import EvaluationData, TrainData
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import read, sample_id, scan
 from data2vec.core.errors import DataError
 from data2vec.core.evaluation.features import Features, extract
 from data2vec.core.evaluation.linear import few_labels, linear_accuracy
+from data2vec.core.settings.fields import DataConfig
 from data2vec.text import Text, samples
 from data2vec.text.loader import unpack_ids
 from data2vec.text.tokenizer import Tokenizer

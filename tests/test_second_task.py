@@ -11,15 +11,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data2vec.core import Experiment
-from data2vec.core.config import EngineKind
-from data2vec.core.data.pipeline import TrainData
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.run.build import build_engine
+from data2vec.core.settings.fields import EngineKind
 from data2vec.core.testing import load_module, run_distributed
-from data2vec.core.training import checkpoint
-from data2vec.core.training.build import build_engine
 from data2vec.core.training.monitor import read_metrics
-from data2vec.core.training.ranks import Ranks
 from data2vec.core.training.trainer import Ending, Trainer
 
 HERE = Path(__file__).parent

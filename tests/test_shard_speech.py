@@ -11,8 +11,8 @@ import pytest
 import soundfile
 
 from data2vec.core.batch import Sample
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.tar import read, scan
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import read, scan
 from data2vec.core.testing import load_module
 from data2vec.speech.loader import AudioConfig, AudioDecoder
 

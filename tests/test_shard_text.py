@@ -10,10 +10,10 @@ from types import ModuleType
 
 import pytest
 
-from data2vec.core.config import DataConfig
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.pipeline import TrainData
-from data2vec.core.data.tar import read, scan
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import read, scan
+from data2vec.core.settings.fields import DataConfig
 from data2vec.core.testing import load_module
 from data2vec.text import Text
 from data2vec.text.loader import unpack_ids

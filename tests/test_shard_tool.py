@@ -22,8 +22,8 @@ import pytest
 from PIL import Image
 
 from data2vec.core.data.folder import list_files
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.tar import scan
+from data2vec.core.data.shards.index import ShardIndex
+from data2vec.core.data.shards.tar import scan
 from data2vec.core.errors import DataError, SampleError
 from data2vec.core.lock import only_writer
 from data2vec.core.testing import load_module

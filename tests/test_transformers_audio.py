@@ -19,8 +19,8 @@ from transformers import (
 )
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.config import NormOrder, TargetsConfig, TransformerConfig
 from data2vec.core.errors import CheckpointError
+from data2vec.core.settings.fields import NormOrder, TargetsConfig, TransformerConfig
 from data2vec.core.testing import relative_error
 from data2vec.speech import PositionsConfig, Speech
 from data2vec.speech.published import load_transformers

@@ -25,8 +25,8 @@ from benchmarks.result import Result, machine
 from benchmarks.step import step
 from rich.console import Console
 
-from data2vec.core.config import Precision, Switch
 from data2vec.core.errors import Data2VecError
+from data2vec.core.settings.fields import Precision, Switch
 
 
 def _add_experiment(command: argparse.ArgumentParser, *, option: bool) -> None:

@@ -16,15 +16,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from data2vec.core.config import Experiment
-from data2vec.core.data.assets import beside, require_same
-from data2vec.core.data.pipeline import EvaluationData, TrainData
+from data2vec.core.data.dataset import EvaluationData, TrainData
+from data2vec.core.data.shards.beside import beside, require_same
 from data2vec.core.errors import ConfigError, Data2VecError
+from data2vec.core.evaluation.evaluate import evaluate_model
 from data2vec.core.evaluation.probe import check_tasks
-from data2vec.core.evaluation.run import evaluate_model
-from data2vec.core.loading import LoadedRun, load_run
-from data2vec.core.overrides import validate
-from data2vec.core.preparation import open_data
+from data2vec.core.run.load import LoadedRun, load_run
+from data2vec.core.run.prepare import open_data
+from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.overrides import validate
 
 _TEST_SHARE = 0.2  # of --data when --test is not given
 

@@ -18,9 +18,9 @@ import sys
 
 from benchmarks.recipe import load_experiment
 
-from data2vec.core.config import Experiment
 from data2vec.core.errors import ConfigError
-from data2vec.core.run import main as run
+from data2vec.core.run.cli import main as run
+from data2vec.core.settings.fields import Experiment
 
 _DEFAULT = "experiments/vision_base.py"
 _LOCAL_RANK = re.compile(r"--local[-_]rank(=\d+)?")  # DeepSpeed's launcher adds it; the environment says the same

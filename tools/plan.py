@@ -32,9 +32,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from data2vec.core.config import Experiment
 from data2vec.core.errors import ConfigError, Data2VecError
-from data2vec.core.overrides import validate
+from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.overrides import validate
 
 _GIB = 2.0**30
 _INSIDE, _BETWEEN = 300.0, 50.0  # GB/s of an all-reduce within a host (NVLink) and between hosts (400 Gbit/s a GPU)

@@ -28,13 +28,13 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from data2vec.core.data.checking import describe, index_folder, verify
-from data2vec.core.data.files import write_atomically
 from data2vec.core.data.folder import count_left_out
-from data2vec.core.data.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo, prefixed
-from data2vec.core.data.order import permutation
-from data2vec.core.data.shards import measure_of
+from data2vec.core.data.shards.checking import describe, index_folder, verify
+from data2vec.core.data.shards.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo, prefixed
+from data2vec.core.data.shards.writer import measure_of
+from data2vec.core.data.stream.order import permutation
 from data2vec.core.errors import Data2VecError, DataError
+from data2vec.core.files import write_atomically
 from data2vec.core.lock import only_writer
 from data2vec.core.modality import Modality
 

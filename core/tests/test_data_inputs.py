@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data2vec.core.config import DataConfig
-from data2vec.core.data.checking import index_folder, verify
-from data2vec.core.data.index import ForeignIndexError, ShardIndex
-from data2vec.core.data.inputs import Inputs
-from data2vec.core.data.pipeline import TrainData
-from data2vec.core.data.tar import TarSample
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.data.shards.checking import index_folder, verify
+from data2vec.core.data.shards.index import ForeignIndexError, ShardIndex
+from data2vec.core.data.shards.inputs import Inputs
+from data2vec.core.data.shards.tar import TarSample
 from data2vec.core.errors import ConfigError, DataError
-from data2vec.core.overrides import validate
+from data2vec.core.settings.fields import DataConfig
+from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import load_module
 
 pipeline = load_module("pipeline_of_inputs", Path(__file__).with_name("test_data_pipeline.py"))

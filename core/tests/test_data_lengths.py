@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.data.lengths import LengthBatches
-from data2vec.core.data.order import Integers
+from data2vec.core.data.stream.lengths import LengthBatches
+from data2vec.core.data.stream.order import Integers
 from data2vec.core.errors import DataError
 
 SHARDS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=6)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.data.order import EpochOrder
+from data2vec.core.data.stream.order import EpochOrder
 from data2vec.core.errors import DataError
 
 counts = st.lists(st.integers(0, 9), min_size=1, max_size=12).filter(lambda values: sum(values) > 0)

@@ -22,12 +22,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.config import DataConfig, PredictorConfig, TransformerConfig
-from data2vec.core.data import shm
-from data2vec.core.data.pipeline import BrokenCounter, EvaluationData, TrainData, spread
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.data.dataset import BrokenCounter, EvaluationData, TrainData, spread
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.data.stream import shm
 from data2vec.core.errors import DataError, SampleError
 from data2vec.core.modality import Masker, Modality
+from data2vec.core.settings.fields import DataConfig, PredictorConfig, TransformerConfig
 
 
 @dataclass(frozen=True)

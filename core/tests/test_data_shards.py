@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.data import checking
-from data2vec.core.data import shards as shards_module
-from data2vec.core.data.checking import index_folder, verify
-from data2vec.core.data.index import INDEX_NAME, ShardIndex
-from data2vec.core.data.shards import ShardFile, ShardWriter
+from data2vec.core.data.shards import checking
+from data2vec.core.data.shards import writer as writer_module
+from data2vec.core.data.shards.checking import index_folder, verify
+from data2vec.core.data.shards.index import INDEX_NAME, ShardIndex
+from data2vec.core.data.shards.writer import ShardFile, ShardWriter
 from data2vec.core.errors import DataError, SampleError
 
 
@@ -45,7 +45,7 @@ def test_lengths_of_samples_are_in_the_index(tmp_path: Path, monkeypatch: pytest
             raise SampleError("no number")
         return int(members["txt"])
 
-    for module in (shards_module, checking):
+    for module in (writer_module, checking):
         monkeypatch.setattr(module, "measure_of", lambda modality: (measure, "units"))
     index = write_set(tmp_path)
     assert [shard.lengths for shard in index.shards] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9)]
@@ -106,7 +106,7 @@ def test_a_full_disk_is_one_clear_error(tmp_path: Path, monkeypatch: pytest.Monk
     def full(file: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(shards_module.os, "fsync", full)
+    monkeypatch.setattr(writer_module.os, "fsync", full)
     with pytest.raises(DataError, match=r"train-000000\.tar: cannot be written .*free some space"):
         write_set(tmp_path, samples=1)
     assert list(tmp_path.iterdir()) == []

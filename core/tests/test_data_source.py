@@ -14,12 +14,12 @@ from braceexpand import braceexpand  # WebDataset's
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.data.braces import expand
-from data2vec.core.data.fetch import ShardCache
-from data2vec.core.data.index import INDEX_NAME
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.data.shardset import open_shards
-from data2vec.core.data.source import resolve
+from data2vec.core.data.shards.braces import expand
+from data2vec.core.data.shards.fetch import ShardCache
+from data2vec.core.data.shards.index import INDEX_NAME
+from data2vec.core.data.shards.locate import resolve
+from data2vec.core.data.shards.opened import open_shards
+from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.errors import DataError
 
 

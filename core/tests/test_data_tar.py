@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.data.shards import ShardFile, ShardWriter
-from data2vec.core.data.tar import TarSample, read, sample_id, scan
+from data2vec.core.data.shards.tar import TarSample, read, sample_id, scan
+from data2vec.core.data.shards.writer import ShardFile, ShardWriter
 from data2vec.core.errors import DataError
 
 words = st.text(st.characters(categories=("L", "N", "P", "Zs"), exclude_characters="./\\"), min_size=1, max_size=40)

@@ -13,13 +13,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import EvaluationConfig
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.evaluation.embedding import embedding_map
 from data2vec.core.evaluation.features import Features, extract, extract_all
 from data2vec.core.evaluation.knn import TEMPERATURE, knn_accuracy, knn_predict, nearest
 from data2vec.core.evaluation.linear import few_labels, fit_linear, linear_accuracy
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate
+from data2vec.core.settings.fields import EvaluationConfig
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.config import Experiment, OptimConfig, TransformerConfig
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import Experiment, OptimConfig, TransformerConfig
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from data2vec.core.errors import CheckpointError, ConfigError
-from data2vec.core.loading import load_run
-from data2vec.core.overrides import to_yaml
+from data2vec.core.run.load import load_run
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))

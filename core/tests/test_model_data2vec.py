@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import (
+from data2vec.core.model.attention import AttentionBias
+from data2vec.core.model.encoder import Extractor, Frontend, Positions, Tokens
+from data2vec.core.model.mask import Mask
+from data2vec.core.model.transformer import build_blocks
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.settings.fields import (
     Experiment,
     LayerOutput,
     LossConfig,
@@ -25,12 +31,6 @@ from data2vec.core.config import (
     TeacherShares,
     TransformerConfig,
 )
-from data2vec.core.model.attention import AttentionBias
-from data2vec.core.model.encoder import Extractor, Frontend, Positions, Tokens
-from data2vec.core.model.mask import Mask
-from data2vec.core.model.transformer import build_blocks
-from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.pretraining.masked import Masked
 from data2vec.core.task import Step
 
 WIDTH, INPUT, LENGTH = 12, 3, 10

@@ -8,7 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import (
+from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Collect, Extractor, Frontend, Tokens
+from data2vec.core.model.transformer import Transformer
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.pretraining.predictor import build_predictor
+from data2vec.core.settings.fields import (
     LayerOutput,
     LossConfig,
     PredictorConfig,
@@ -18,11 +23,6 @@ from data2vec.core.config import (
     TeacherShares,
     TransformerConfig,
 )
-from data2vec.core.errors import CheckpointError
-from data2vec.core.model.encoder import Collect, Extractor, Frontend, Tokens
-from data2vec.core.model.transformer import Transformer
-from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.pretraining.predictor import build_predictor
 
 TINY = TransformerConfig(depth=4, width=8, heads=2, mlp_ratio=1.0, dropout=0.5)
 

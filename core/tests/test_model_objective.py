@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.pretraining.objective import regression_loss
 from data2vec.core.task import LOSS, Moments
 from data2vec.core.testing import run_distributed
 from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.monitor import Monitor
-from data2vec.core.training.ranks import Ranks
 
 
 def reference_loss(prediction: Tensor, target: Tensor, beta: float, scale: float) -> Tensor:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data2vec.core.config import PredictorConfig, PredictorKind
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor, Predictor, build_predictor
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind
 
 WIDTH = 8
 

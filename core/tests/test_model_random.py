@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.model.random import derive, mix, sample_keys, uniform
+from data2vec.core.hashing import derive, mix, sample_keys, uniform
 
 ids = st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=8)
 seeds = st.integers(0, 2**63 - 1)

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from data2vec.core.config import TeacherConfig, TeacherShares, TransformerConfig
 from data2vec.core.model.attention import AttentionBias
 from data2vec.core.model.encoder import Encoder, Extractor, Frontend, Positions, Tokens
 from data2vec.core.model.transformer import Transformer, build_blocks
 from data2vec.core.pretraining.teacher import Teacher, decay
+from data2vec.core.settings.fields import TeacherConfig, TeacherShares, TransformerConfig
 
 TINY = TransformerConfig(depth=2, width=8, heads=2, mlp_ratio=1.0, dropout=0.3)
 

@@ -14,7 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.config import (
+from data2vec.core.errors import ConfigError
+from data2vec.core.modality import Masker, Modality
+from data2vec.core.settings.fields import (
     Experiment,
     NormOrder,
     OptimConfig,
@@ -24,10 +26,8 @@ from data2vec.core.config import (
     TargetsConfig,
     TransformerConfig,
 )
-from data2vec.core.config_yaml import dump
-from data2vec.core.errors import ConfigError
-from data2vec.core.modality import Masker, Modality
-from data2vec.core.overrides import apply_overrides, differences, flatten, from_yaml, to_yaml, tree, validate
+from data2vec.core.settings.overrides import apply_overrides, differences, flatten, from_yaml, to_yaml, tree, validate
+from data2vec.core.settings.tree import dump
 
 
 class Kind(StrEnum):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data2vec.core.config import OptimConfig, Schedule
+from data2vec.core.settings.fields import OptimConfig, Schedule
 from data2vec.core.training.schedule import learning_rate
 
 ratios = st.floats(0.0, 1.0)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.checkpoints.checkpoint import Checkpoint, latest, load, save
 from data2vec.core.errors import CheckpointError
-from data2vec.core.training import checkpoint
-from data2vec.core.training.checkpoint import Checkpoint, latest, load, save
 
 CPU = torch.device("cpu")
 

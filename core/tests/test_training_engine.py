@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from data2vec.core.config import OptimConfig, Switch
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.engines import engine
+from data2vec.core.engines.engine import TorchEngine
 from data2vec.core.errors import ConfigError, TrainingError
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run import open_data
+from data2vec.core.run.cli import open_data
+from data2vec.core.settings.fields import OptimConfig, Switch
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint, engine
-from data2vec.core.training.engine import TorchEngine
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.schedule import learning_rate

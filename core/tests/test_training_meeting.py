@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from data2vec.core import testing
+from data2vec.core.distributed import meeting
+from data2vec.core.distributed.launchers import Place
+from data2vec.core.distributed.meeting import Meeting
 from data2vec.core.errors import ConfigError, Data2VecError, PeerError
 from data2vec.core.testing import load_module
-from data2vec.core.training import meeting
-from data2vec.core.training.launchers import Place
-from data2vec.core.training.meeting import Meeting
 
 
 def free_port() -> int:

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data2vec.core.config import TrainConfig
 from data2vec.core.errors import TrainingError
 from data2vec.core.pretraining.data2vec import vitals
+from data2vec.core.settings.fields import TrainConfig
 from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.monitor import Monitor, read_metrics
 

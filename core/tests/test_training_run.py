@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from data2vec.core.engines.engine import TorchEngine
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run import open_data
+from data2vec.core.run.cli import open_data
 from data2vec.core.testing import load_module
-from data2vec.core.training.engine import TorchEngine
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.schedule import learning_rate
 from data2vec.core.training.trainer import Ending, Trainer

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.checkpoints.pieces import Piece
+from data2vec.core.checkpoints.saver import Saver
+from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.errors import CheckpointError
-from data2vec.core.training import checkpoint
-from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks
-from data2vec.core.training.saver import Saver
 
 
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from data2vec.core.run import main
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.run.cli import main
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
 no_hooks, shards, whole = toy.no_hooks, toy.shards, toy.whole

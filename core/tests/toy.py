@@ -14,7 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.config import (
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.engines.engine import TorchEngine
+from data2vec.core.hashing import sample_keys, uniform
+from data2vec.core.modality import Decoder, Masker, Modality
+from data2vec.core.model.encoder import Extractor, Frontend, Tokens
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.run.cli import main, open_data
+from data2vec.core.settings.fields import (
     DataConfig,
     EvaluationConfig,
     Experiment,
@@ -25,14 +33,6 @@ from data2vec.core.config import (
     TrainConfig,
     TransformerConfig,
 )
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.modality import Decoder, Masker, Modality
-from data2vec.core.model.encoder import Extractor, Frontend, Tokens
-from data2vec.core.model.random import sample_keys, uniform
-from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run import main, open_data
-from data2vec.core.training import checkpoint
-from data2vec.core.training.engine import TorchEngine
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.trainer import Ending, Trainer
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data2vec.core.data import fetch
-from data2vec.core.data.fetch import ShardCache
+from data2vec.core.data.shards import fetch
+from data2vec.core.data.shards.fetch import ShardCache
 from data2vec.core.testing import load_module
 
 material = load_module("fuzz_material", Path(__file__).with_name("material.py"))

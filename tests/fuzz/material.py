@@ -20,7 +20,7 @@ from PIL import Image
 
 from data2vec.core import Experiment
 from data2vec.core.batch import Batch
-from data2vec.core.data.pipeline import TrainData
+from data2vec.core.data.dataset import TrainData
 from data2vec.core.errors import DataError
 from data2vec.core.testing import load_module
 

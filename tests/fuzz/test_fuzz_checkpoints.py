@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError, ConfigError
-from data2vec.core.loading import load_run
-from data2vec.core.overrides import to_yaml
+from data2vec.core.run.load import load_run
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
 
 HERE = Path(__file__).parent
 guard = load_module("fuzz_guard", HERE / "guard.py")

@@ -12,7 +12,7 @@ import pytest
 
 from data2vec.core import Experiment
 from data2vec.core.errors import ConfigError
-from data2vec.core.overrides import apply_overrides, flatten, from_yaml, to_yaml, tree, validate
+from data2vec.core.settings.overrides import apply_overrides, flatten, from_yaml, to_yaml, tree, validate
 from data2vec.core.testing import load_module
 
 HERE = Path(__file__).parent

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data2vec.core.data.checking import index_folder, verify
-from data2vec.core.data.index import ShardIndex
-from data2vec.core.data.pipeline import TrainData
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.data.shards.checking import index_folder, verify
+from data2vec.core.data.shards.index import ShardIndex
 from data2vec.core.errors import DataError
 from data2vec.core.testing import load_module
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.data.pipeline import TrainData
-from data2vec.core.overrides import to_yaml
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.checkpoints.pieces import Piece
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.distributed.ranks import Ranks
+from data2vec.core.run.build import build_engine, build_model
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
-from data2vec.core.training import checkpoint
-from data2vec.core.training.build import build_engine, build_model
-from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks
 from data2vec.core.training.trainer import Trainer
 
 material = load_module("fuzz_material", Path(__file__).with_name("material.py"))

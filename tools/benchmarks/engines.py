@@ -14,11 +14,11 @@ from benchmarks.result import Result, Row
 from benchmarks.step import sized
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import EngineKind
+from data2vec.core.engines.engine import choose_device
 from data2vec.core.errors import ConfigError
 from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.settings.fields import EngineKind
 from data2vec.core.testing import run_distributed
-from data2vec.core.training.engine import choose_device
 
 _ENGINES: dict[str, dict[str, Any]] = {
     "torch": {"kind": EngineKind.TORCH},

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data2vec.core.config import Experiment
+from data2vec.core.settings.fields import Experiment
 from data2vec.speech import Speech
 from data2vec.text import Text
 from data2vec.vision import Vision

@@ -21,11 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.data.pipeline import TrainData
-from data2vec.core.data.shards import ShardWriter
-from data2vec.core.data.tar import read, scan
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.data.shards.tar import read, scan
+from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.errors import ConfigError, DataError
-from data2vec.core.overrides import validate
+from data2vec.core.settings.overrides import validate
 from data2vec.vision import AugmentConfig, Vision
 
 

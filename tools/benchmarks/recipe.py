@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data2vec.core.config import Experiment
 from data2vec.core.errors import ConfigError
-from data2vec.core.overrides import apply_overrides
+from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.overrides import apply_overrides
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 

@@ -15,12 +15,12 @@ from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result, Row
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import Experiment, Precision, Switch
+from data2vec.core.engines.engine import TorchEngine, choose_device, uses_bf16
 from data2vec.core.errors import ConfigError
-from data2vec.core.overrides import validate
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
-from data2vec.core.training.engine import TorchEngine, choose_device, uses_bf16
+from data2vec.core.settings.fields import Experiment, Precision, Switch
+from data2vec.core.settings.overrides import validate
 from data2vec.core.training.flops import matmul_rate, step_flops
 
 _CPU_BATCH = 4  # of models as wide as base and wider, when no batch is asked for

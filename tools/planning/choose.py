@@ -10,8 +10,8 @@ from planning.cost import Rate, Time, Volume, step_time, volume
 from planning.memory import STAGES, TORCH, Memory, memory
 from planning.trace import Trace
 
-from data2vec.core.config import Experiment
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import Experiment
 from data2vec.core.training.share import Share
 
 MARGIN = 0.10  # of a GPU's memory, for CUDA, NCCL, cuBLAS and what fragmentation loses

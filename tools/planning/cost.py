@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from planning.memory import FP32, TORCH, live
 from planning.trace import Trace
 
-from data2vec.core.config import EngineConfig
+from data2vec.core.settings.fields import EngineConfig
 
 # Milliseconds of a step over those of plain torch, both compiled but for stage 3, which is refused compilation.
 OVERHEAD = {TORCH: 1.0, 0: 1.08, 1: 1.09, 2: 1.09, 3: 3.1}

@@ -1,7 +1,7 @@
 """What a rank allocates under each engine, term by term, from the sizes of a model's tensors.
 
 Everything that lasts is fp32: autocast makes what is bf16. The terms are what the engines of this repository and
-DeepSpeed 0.19 allocate, with the settings that ``data2vec.core.training.zero`` gives; a test compares them with what
+DeepSpeed 0.19 allocate, with the settings that ``data2vec.core.engines.zero`` gives; a test compares them with what
 two ranks hold. P: trained elements, F: the teacher's own, N: ranks, B: ``engine.bucket_size``.
 """
 
@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from planning.trace import Trace
 
-from data2vec.core.config import EngineConfig
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import EngineConfig
 
 FP32 = 4
 TORCH = -1  # plain torch, among the stages

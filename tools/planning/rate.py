@@ -10,8 +10,8 @@ from planning.cost import MEMORY_RATE, Rate, update_bytes
 from planning.memory import TORCH
 from planning.trace import Trace
 
-from data2vec.core.config import Experiment
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import Experiment
 
 _SAME = 0.25  # of two counts of the same arithmetic: one may skip blocks (layer drop)
 

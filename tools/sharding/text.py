@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sharding.source import Source
 
-from data2vec.core.data.index import INDEX_NAME
+from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.errors import DataError
 
 if TYPE_CHECKING:  # imported where it is used: the other commands need no data2vec.text

@@ -14,10 +14,10 @@ from typing import Any
 
 from sharding.source import Item
 
-from data2vec.core.data.files import temporary_name
-from data2vec.core.data.index import ShardInfo
-from data2vec.core.data.shards import ShardFile, measure_of
+from data2vec.core.data.shards.index import ShardInfo
+from data2vec.core.data.shards.writer import ShardFile, measure_of
 from data2vec.core.errors import DataError, SampleError
+from data2vec.core.files import temporary_name
 
 
 @dataclass(frozen=True)

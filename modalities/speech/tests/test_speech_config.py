@@ -11,11 +11,11 @@ import torch
 
 from data2vec.core import Experiment
 from data2vec.core.batch import Batch, Sample
-from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.errors import SampleError
 from data2vec.core.modality import Modality
 from data2vec.core.model.attention import Alibi
-from data2vec.core.overrides import apply_overrides, to_yaml
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.overrides import apply_overrides, to_yaml
 from data2vec.speech import (
     AudioConfig,
     AudioDecoder,

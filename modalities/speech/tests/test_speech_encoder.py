@@ -11,10 +11,10 @@ import soundfile
 import torch
 
 from data2vec.core import Data2Vec, Experiment
-from data2vec.core.config import NormOrder, TargetsConfig, TransformerConfig
+from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.overrides import to_yaml
-from data2vec.core.training import checkpoint
+from data2vec.core.settings.fields import NormOrder, TargetsConfig, TransformerConfig
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.speech import AudioConfig, PositionsConfig, Speech, load_encoder
 
 RECEPTIVE, HOP = 25, 20

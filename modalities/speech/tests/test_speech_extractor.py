@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.config import (
+from data2vec.core.model.mask import Mask
+from data2vec.core.pretraining.masked import Masked
+from data2vec.core.settings.fields import (
     NormOrder,
     PredictorConfig,
     PredictorKind,
@@ -20,8 +22,6 @@ from data2vec.core.config import (
     TeacherConfig,
     TransformerConfig,
 )
-from data2vec.core.model.mask import Mask
-from data2vec.core.pretraining.masked import Masked
 from data2vec.core.testing import relative_error
 from data2vec.speech import Geometry, MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech import SpeechExtractor as Extractor

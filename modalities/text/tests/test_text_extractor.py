@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.config import (
+from data2vec.core.settings.fields import (
     LayerOutput,
     LossConfig,
     NormOrder,

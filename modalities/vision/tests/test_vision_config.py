@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.errors import DataError
 from data2vec.core.modality import Modality
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.vision import AugmentConfig, BlockMasker, InverseBlockMasker, MaskConfig, MaskKind, PositionKind, Vision
 
 BASE = TransformerConfig()

@@ -9,10 +9,10 @@ import torch
 from PIL import ExifTags, Image
 
 from data2vec.core import Data2Vec, Experiment
-from data2vec.core.config import TargetsConfig, TransformerConfig
+from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.overrides import to_yaml
-from data2vec.core.training import checkpoint
+from data2vec.core.settings.fields import TargetsConfig, TransformerConfig
+from data2vec.core.settings.overrides import to_yaml
 from data2vec.vision import MaskConfig, Vision, load_encoder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data2vec.core.config import TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
 from data2vec.vision import PatchExtractor, PatchInit, PositionKind, RelativePositionBias, SinePositions, Vision
 from data2vec.vision.extractor import relative_position_index, sine_positions
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from data2vec.core.model.random import mix, sample_keys
+from data2vec.core.hashing import mix, sample_keys
 from data2vec.vision import masker as masker_module
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
 from data2vec.vision.masker_reference import block_mask_reference, inverse_block_mask_reference

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, stack
-from data2vec.core.config import PredictorConfig, TransformerConfig
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
 
 if TYPE_CHECKING:
     from data2vec.core.model.encoder import Frontend

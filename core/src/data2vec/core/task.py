@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import OptimConfig
 from data2vec.core.errors import CheckpointError
+from data2vec.core.settings.fields import OptimConfig
 
 Move = Callable[[Sequence[Tensor], Sequence[Tensor], float], None]
 """Moves tensors (first) towards others (second) by a share of their distance, in place."""

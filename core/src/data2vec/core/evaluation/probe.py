@@ -10,12 +10,12 @@ from typing import Any, Self
 import torch
 from rich.table import Table
 
-from data2vec.core.config import EvaluationConfig
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.evaluation.features import Features
 from data2vec.core.evaluation.knn import knn_accuracy
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy
 from data2vec.core.evaluation.rank import effective_rank, spread
+from data2vec.core.settings.fields import EvaluationConfig
 
 TASKS = ("knn", "linear", "rank", "positions")
 FEW_LABEL_DRAWS = 5

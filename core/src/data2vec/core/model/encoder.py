@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data2vec.core.config import LayerOutput
 from data2vec.core.model.attention import AttentionBias, attention_mask, present_padding
 from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import gather_positions
 from data2vec.core.model.transformer import Transformer
+from data2vec.core.settings.fields import LayerOutput
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from data2vec.core.config import LayerOutput, NormOrder, TransformerConfig
+from data2vec.core.hashing import sample_keys, uniform
 from data2vec.core.model.attention import Attention
 from data2vec.core.model.initialisation import initialise
-from data2vec.core.model.random import sample_keys, uniform
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 
 
 class DropPath(nn.Module):

@@ -13,17 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import (
-    Experiment,
-    LossConfig,
-    StudentSees,
-    TargetsConfig,
-    TeacherConfig,
-    TrainConfig,
-    TransformerConfig,
-)
+from data2vec.core.evaluation.evaluate import STUDENT, TEACHER, Compared
 from data2vec.core.evaluation.rank import effective_rank
-from data2vec.core.evaluation.run import STUDENT, TEACHER, Compared
 from data2vec.core.modality import Masker, Modality
 from data2vec.core.model.encoder import Collect, Encoded, Encoder, Features, Frontend, Tokens, View, mean_over_valid
 from data2vec.core.model.initialisation import truncated_normal_
@@ -35,6 +26,15 @@ from data2vec.core.pretraining.objective import regression_loss
 from data2vec.core.pretraining.predictor import Predictor, build_predictor
 from data2vec.core.pretraining.targets import make_targets
 from data2vec.core.pretraining.teacher import Teacher, decay
+from data2vec.core.settings.fields import (
+    Experiment,
+    LossConfig,
+    StudentSees,
+    TargetsConfig,
+    TeacherConfig,
+    TrainConfig,
+    TransformerConfig,
+)
 from data2vec.core.task import LOSS, Moments, Move, Step, Task, Vital, lerp
 
 _UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encoder is not where this run began

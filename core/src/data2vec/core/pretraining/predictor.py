@@ -12,9 +12,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data2vec.core.config import PredictorConfig, PredictorKind
 from data2vec.core.model.initialisation import initialise
 from data2vec.core.model.mask import Mask, scatter_positions
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind
 
 
 class Predictor(nn.Module, ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from data2vec.core.config import TrainConfig
+from data2vec.core.settings.fields import TrainConfig
 
 
 class Clock:

@@ -17,10 +17,10 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.errors import TrainingError
 from data2vec.core.task import Moments
 from data2vec.core.training.health import HealthCheck
-from data2vec.core.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

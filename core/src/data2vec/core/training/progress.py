@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from data2vec.core.data.pipeline import TrainData
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.data.dataset import TrainData
+from data2vec.core.engines.engine import Engine, Shares
 from data2vec.core.errors import CheckpointError
-from data2vec.core.model.random import derive
-from data2vec.core.training import checkpoint
-from data2vec.core.training.engine import Engine, Shares
+from data2vec.core.hashing import derive
 from data2vec.core.training.health import HealthCheck
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from data2vec.core.config import OptimConfig, Schedule
+from data2vec.core.settings.fields import OptimConfig, Schedule
 
 
 def learning_rate(config: OptimConfig, update: int, updates: int) -> float:

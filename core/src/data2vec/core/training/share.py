@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Self
 
-from data2vec.core.config import TrainConfig
 from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import TrainConfig
 
 
 @dataclass(frozen=True)

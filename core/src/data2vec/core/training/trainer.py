@@ -17,17 +17,17 @@ from typing import Any, Protocol
 import torch
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import Experiment
-from data2vec.core.data.pipeline import BrokenCounter, TrainData
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.checkpoints.saver import Saver
+from data2vec.core.data.dataset import BrokenCounter, TrainData
+from data2vec.core.engines.engine import Engine
 from data2vec.core.errors import Data2VecError, RankLostError, TrainingError
+from data2vec.core.settings.fields import Experiment
 from data2vec.core.task import Moments
-from data2vec.core.training import checkpoint
 from data2vec.core.training.clock import Clock
-from data2vec.core.training.engine import Engine
 from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.monitor import Monitor
 from data2vec.core.training.progress import Progress, Snapshot, restored
-from data2vec.core.training.saver import Saver
 from data2vec.core.training.schedule import learning_rate
 from data2vec.core.training.share import Share
 

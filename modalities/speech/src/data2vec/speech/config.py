@@ -15,11 +15,11 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.attention import Alibi
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.speech.extractor import MEL_PHASES, Geometry, PositionConvolutions, SpeechExtractor, position_kernel
 from data2vec.speech.features import log_mel_frames, log_mel_pooled
 from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.model.encoder import Features
+from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.speech.audio import Waveform, decode
 from data2vec.speech.config import Speech
 from data2vec.speech.loader import AudioDecoder

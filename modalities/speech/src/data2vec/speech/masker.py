@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data2vec.core.model.random import mix, sample_keys, uniform
+from data2vec.core.hashing import mix, sample_keys, uniform
 
 _PLACES, _ROUNDING, _REPAIR = 0, 1, 2  # streams of random numbers
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.errors import DataError
 from data2vec.speech.audio import RATE, Waveform, resample, resampled_length
 from data2vec.speech.espeak import RATE as SPOKEN_RATE

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.text.extractor import TextExtractor
 from data2vec.text.features import bag_of_tokens
 from data2vec.text.loader import EXTENSIONS, TextDecoder, collate_text, length_of

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Sample
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.model.encoder import Features
+from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.text.config import Text
 
 

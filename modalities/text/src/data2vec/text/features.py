@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.model.random import mix
+from data2vec.core.hashing import mix
 
 MOST = 4096
 """Features at most: a probe of more would not fit into memory."""

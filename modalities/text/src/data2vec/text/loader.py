@@ -22,7 +22,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
-from data2vec.core.model.random import derive
+from data2vec.core.hashing import derive
 from data2vec.text.tokenizer import Tokenizer
 
 EXTENSIONS = ("tokens", "txt")

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from data2vec.core.model.random import GOLDEN, mix, sample_keys, uniform
+from data2vec.core.hashing import GOLDEN, mix, sample_keys, uniform
 
 _STEP = GOLDEN - (1 << 64)  # the same bits as a signed number
 _REPLACE = 20  # stream of random numbers

@@ -19,10 +19,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data2vec.core.data.files import write_atomically
-from data2vec.core.data.order import permutation
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.data.shards.writer import ShardWriter
+from data2vec.core.data.stream.order import permutation
 from data2vec.core.errors import DataError
+from data2vec.core.files import write_atomically
 from data2vec.text.loader import pack_ids
 from data2vec.text.packing import Ids, Packing, pack
 from data2vec.text.tokenizer import FILE_NAME, Tokenizer, train_bpe

@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from data2vec.core.data.files import temporary_name
 from data2vec.core.data.folder import count_left_out, list_files
 from data2vec.core.data.plain import HEAD, encoding_of, packed_with
 from data2vec.core.errors import DataError
+from data2vec.core.files import temporary_name
 
 PLAIN = (".txt",)
 JSON_LINES = (".jsonl", ".ndjson", ".json")

@@ -19,8 +19,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from data2vec.core.data.files import read_file
 from data2vec.core.errors import DataError, SampleError
+from data2vec.core.files import read_file
 
 FILE_NAME = "tokenizer.json"
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
+from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.modality import Decoder
+from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.vision.config import Vision
 from data2vec.vision.image import file_formats, read_image
 from data2vec.vision.loader import ImageDecoder

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.model.random import GOLDEN, fold
+from data2vec.core.hashing import GOLDEN, fold
 
 _ATTEMPTS = 10  # proposals for each block, as in BEiT; after as many in vain, the mask is topped up at random
 # At first most blocks fit, so every row looks at one proposal at a time, this often (less than ``_ATTEMPTS``). Later
@@ -232,7 +232,7 @@ def _mask_keys(ids: Tensor, masks: int, *, seed: int, update: int) -> Words:
 
 
 def _sample_keys(ids: Tensor, *, seed: int, update: int) -> Words:
-    """:func:`data2vec.core.model.random.sample_keys`, several times faster for a few samples."""
+    """:func:`data2vec.core.hashing.sample_keys`, several times faster for a few samples."""
     keys = _mix(ids.cpu().numpy().view(np.uint64) + np.uint64(GOLDEN))
     keys ^= np.uint64(fold(seed, update, 0))
     return _mix(keys)
@@ -252,7 +252,7 @@ def _counters(count: int, first: int = 0) -> Words:
 
 
 def _mix(x: Words) -> Words:
-    """:func:`data2vec.core.model.random.mix`, in place and in one thread: small arrays gain nothing from more."""
+    """:func:`data2vec.core.hashing.mix`, in place and in one thread: small arrays gain nothing from more."""
     x ^= x >> np.uint64(30)
     x *= np.uint64(0xBF58476D1CE4E5B9)
     x ^= x >> np.uint64(27)

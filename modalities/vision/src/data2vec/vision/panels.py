@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data2vec.core.modality import Illustrations, Panel
-from data2vec.core.pictures import gallery, image, png
+from data2vec.core.report.pictures import gallery, image, png
 
 _SHOWN = 8
 _SHOWN_MASKS = 4

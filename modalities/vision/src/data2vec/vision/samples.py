@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data2vec.core.data.shards import ShardWriter
+from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.errors import DataError
 
 SIDE = 28  # pixels

@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent, and the same for every engine and number of ranks."""

@@ -1,0 +1,1 @@
+"""Sets of WebDataset shards: written, found, indexed, checked, fetched and read at random."""

@@ -1,0 +1,178 @@
+"""An opened list of shards: where each lies and how many samples it has, checked before training starts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data2vec.core.data.shards.fetch import ShardCache, index_url, url_name
+from data2vec.core.data.shards.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo
+from data2vec.core.data.shards.inputs import Inputs, check_share, unusable
+from data2vec.core.data.shards.locate import is_url, resolve
+from data2vec.core.data.shards.tar import scan
+from data2vec.core.errors import DataError
+
+_log = logging.getLogger(__name__)
+_THREADS = 8  # shards without an index that are fetched and counted at a time
+
+Progress = Callable[[int, int], None]  # (shards counted, shards to count)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard: a local path or URL, its file name, its samples (broken ones included), its entry in an index."""
+
+    location: str
+    name: str
+    samples: int
+    info: ShardInfo | None = None
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """The shards of one ``data.train`` or ``data.validation``, in the order in which they are named.
+
+    ``inputs``: finds the input of a sample; None: members stay as they are. ``remarks``: what is said once of these
+    shards, by kind.
+    """
+
+    spec: str
+    shards: tuple[Shard, ...]
+    class_names: tuple[str, ...]
+    cache: ShardCache
+    inputs: Inputs | None = None
+    remarks: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        return tuple(shard.samples for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when a shard's name, place in the order or number of samples does."""
+        text = "\n".join(f"{shard.name} {shard.samples}" for shard in self.shards)
+        return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+    def remark(self, kind: str, line: str) -> None:
+        """Log a line, unless one of its kind has been."""
+        if kind not in self.remarks:
+            self.remarks[kind] = line
+            _log.warning("%s", line)
+
+    def path(self, number: int) -> Path:
+        """The file of a shard, fetched if it is remote and not here.
+
+        Raises:
+            DataError: it cannot be fetched.
+        """
+        shard = self.shards[number]
+        return self.cache.fetch(shard.location, shard.info) if is_url(shard.location) else Path(shard.location)
+
+
+def _no_progress(done: int, total: int) -> None:
+    pass
+
+
+def open_shards(
+    spec: str,
+    modality: str,
+    cache: ShardCache,
+    progress: Progress = _no_progress,
+    *,
+    inputs: Inputs | None = None,
+    max_broken: float = 1.0,
+) -> ShardSet:
+    """Find the shards of ``spec`` and count their samples, from the index where there is one.
+
+    Args:
+        spec: see :func:`data2vec.core.data.shards.locate.resolve`.
+        modality: what the shards must hold, where an index says what they hold.
+        cache: where shards from http(s) are kept.
+        progress: called as shards without an index are counted.
+        inputs: finds the input of each sample; None: nobody asks for one.
+        max_broken: share of the samples without an input that is accepted, of shards without an index.
+
+    Raises:
+        DataError: a shard is missing, truncated, empty or of another modality, too many samples have no input, or
+            indexes disagree.
+    """
+    locations = resolve(spec)
+    indexes = _indexes(locations, cache)
+    for place, index in indexes.items():
+        if index.modality != modality:
+            raise DataError(f"{place}: holds {index.modality}, but {spec!r} is read as {modality}")
+    names = {index.class_names for index in indexes.values()}
+    if len(names) > 1:
+        places = ", ".join(sorted(indexes))
+        raise DataError(f"{spec!r}: its folders number different classes ({places}); shard them together")
+
+    listed = {(place, info.name): info for place, index in indexes.items() for info in index.shards}
+    found = [(location, _name(location), listed.get((_place(location), _name(location)))) for location in locations]
+    for location, _, info in found:
+        if info is not None and not is_url(location):
+            _check_size(location, info)
+
+    unknown = [location for location, _, info in found if info is None]
+    counted: dict[str, int] = {}
+    problems: list[str] = []
+
+    def count(location: str) -> tuple[int, list[str]]:
+        samples = scan(cache.fetch(location) if is_url(location) else location)
+        return len(samples), [] if inputs is None else unusable(location, map(inputs.present, samples))
+
+    if unknown:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            for done, (location, (samples, lines)) in enumerate(zip(unknown, pool.map(count, unknown), strict=True)):
+                counted[location] = samples
+                problems += lines
+                progress(done + 1, len(unknown))
+        check_share(repr(spec), sum(counted.values()), problems, max_broken)
+    shards = (
+        Shard(location, name, counted[location] if info is None else info.samples, info)
+        for location, name, info in found
+    )
+    return ShardSet(spec, tuple(shards), next(iter(names), ()), cache, inputs)
+
+
+def _name(location: str) -> str:
+    return url_name(location) if is_url(location) else os.path.basename(location)
+
+
+def _place(location: str) -> str:
+    """The path or URL of the index that would list a shard."""
+    return index_url(location) if is_url(location) else os.path.join(os.path.dirname(location), INDEX_NAME)
+
+
+def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardIndex]:
+    """The indexes there are, by their path or URL. Shards beside one of another program are counted instead."""
+    indexes = {}
+    for location in {_place(location): location for location in locations}.values():
+        place = _place(location)
+        try:
+            if is_url(location):
+                content = cache.text(place)
+                if content is not None:
+                    indexes[place] = ShardIndex.parse(content, place)
+            elif os.path.exists(place):
+                indexes[place] = ShardIndex.load(Path(place).parent)
+        except ForeignIndexError as error:
+            _log.warning("%s; the shards beside it are counted instead", error)
+    return indexes
+
+
+def _check_size(location: str, info: ShardInfo) -> None:
+    try:
+        size = os.stat(location).st_size
+    except OSError as error:  # a link to nothing
+        raise DataError(f"{location}: cannot be read ({error.strerror}); remove it, or fetch it anew") from None
+    if size != info.bytes:
+        how = "is truncated" if size < info.bytes else "was replaced"
+        raise DataError(
+            f"{location}: has {size} bytes, its {INDEX_NAME} says {info.bytes}: the file {how}; "
+            "write or fetch it anew, or index the folder again (tools/shard.py index)"
+        )

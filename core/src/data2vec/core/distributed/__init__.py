@@ -1,0 +1,1 @@
+"""The processes that train together: how they are started, find each other and exchange numbers."""

@@ -1,0 +1,109 @@
+"""A finished (or running) run as a model that gives features."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data2vec.core.batch import Batch
+from data2vec.core.checkpoints import checkpoint
+from data2vec.core.checkpoints.pieces import SavedTensors
+from data2vec.core.data.shards.beside import located
+from data2vec.core.engines.engine import choose_device
+from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Features
+from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.overrides import from_yaml, validate
+
+CONFIGURATION = "config.yaml"
+
+
+@dataclass(frozen=True)
+class LoadedRun:
+    """A run's settings and its model with the weights of a checkpoint, in evaluation mode."""
+
+    folder: Path
+    experiment: Experiment
+    model: Data2Vec
+    update: int
+    device: torch.device
+
+    def features(
+        self,
+        inputs: Tensor,
+        *,
+        lengths: Tensor | None = None,
+        modality: str | None = None,
+        layers: str | int = "top_k",
+        of: str = "teacher",
+    ) -> Features:
+        """Representations of prepared inputs.
+
+        Args:
+            inputs: (B, ...) as the modality's extractor reads them.
+            lengths: (B,) valid lengths where inputs are padded.
+            modality: needed when the model has several.
+            layers: see :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`; so is ``of``.
+        """
+        name = modality or next(iter(self.experiment.modalities))
+        unknown = torch.full((len(inputs),), -1)
+        batch = Batch(name, inputs, torch.arange(len(inputs)), unknown, lengths)
+        return self.model.features(batch.to(self.device), layers=layers, of=of)
+
+
+def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
+    """Read a run's folder, or one of its checkpoints.
+
+    Args:
+        run: ``runs/NAME`` (its newest checkpoint) or ``runs/NAME/checkpoints/update-...``.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+
+    Raises:
+        CheckpointError: there is no complete checkpoint, or it does not fit its configuration.
+        ConfigError: the configuration is not valid.
+    """
+    path = Path(run)
+    is_checkpoint = (path / "state.json").is_file()
+    folder = path.parent.parent if is_checkpoint else path
+    saved = path if is_checkpoint else checkpoint.latest(folder / "checkpoints")
+    if not (folder / CONFIGURATION).is_file():
+        raise CheckpointError(f"{folder}: no run there (it has no {CONFIGURATION}); name a folder such as runs/NAME")
+    if saved is None:
+        raise CheckpointError(f"{folder}: this run has saved no checkpoint yet; train it first")
+    experiment = from_yaml(folder / CONFIGURATION)
+    validate(experiment)
+    experiment = experiment.replace(
+        modalities={name: located(modality, folder) for name, modality in experiment.modalities.items()}
+    )
+    loaded = checkpoint.load(saved)
+    if "model" not in loaded.tensors:
+        raise CheckpointError(f"{saved}: holds no model; choose another checkpoint")
+    model = _build(experiment, loaded.tensors["model"], folder / CONFIGURATION)
+    model.load_own_state(loaded.tensors["model"])
+    target = choose_device(device)
+    return LoadedRun(folder, experiment, model.to(target).eval(), loaded.state["update"], target)
+
+
+def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Data2Vec:
+    """A model for some saved weights; settings that are none of theirs may ask for more than the memory there is.
+
+    Raises:
+        CheckpointError: it would be larger than the weights, or cannot be built here.
+    """
+    depth, width = experiment.transformer.depth, experiment.transformer.width
+    if 4 * depth * width**2 > sum(math.prod(weights.shape(name)) for name in weights):  # attention alone
+        raise CheckpointError(
+            f"{source}: transformer.depth={depth} and transformer.width={width} are more than the saved weights have; "
+            "give the run the configuration that it was trained with"
+        )
+    try:
+        with torch.random.fork_rng():
+            return Data2Vec.build(experiment)
+    except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"{source}: no model can be built of these settings here ({reason})") from None

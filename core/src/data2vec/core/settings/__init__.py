@@ -1,0 +1,1 @@
+"""Settings: each with its default, its range and whether a run may continue with another value."""
