@@ -21,12 +21,13 @@ import numpy as np
 
 from data2vec.core.batch import Batch
 from data2vec.core.config import DataConfig
-from data2vec.core.data.fetch import ShardCache
 from data2vec.core.data.inputs import Inputs
 from data2vec.core.data.lengths import LengthBatches
 from data2vec.core.data.loader import evaluation_batches, training_batches
 from data2vec.core.data.order import EpochOrder, Integers, permutation
 from data2vec.core.data.reading import ShardDataset
+from data2vec.core.data.remote.cache import ShardCache
+from data2vec.core.data.remote.transfer import Limits
 from data2vec.core.data.shardset import Progress, ShardSet, open_shards
 from data2vec.core.errors import DataError
 from data2vec.core.modality import Modality
@@ -60,17 +61,17 @@ class ShardData:
         """Find and check the shards, before anything is trained.
 
         Args:
-            spec: a folder, path, glob, brace list or http(s) URL, or several joined by ``::``.
+            spec: a folder, path, glob, brace list or URL, or several joined by ``::``.
             modality: decodes the samples.
             data: workers, shuffling and the share of broken samples that is accepted.
             seed: of the order and the augmentation.
-            cache: folder for shards from http(s), unless ``data.cache`` names one.
+            cache: folder for fetched shards, unless ``data.cache`` names one.
             progress: called with (done, total) as shards without an index are counted.
 
         Raises:
             DataError: a shard is missing, truncated, empty, or of another modality, or too many samples have no input.
         """
-        kept = ShardCache(Path(data.cache).expanduser() if data.cache else cache)
+        kept = _cache(data, cache)
         shards = open_shards(
             spec,
             modality.name,
@@ -333,6 +334,14 @@ class BrokenCounter:
                 f"{self.broken} of {self.seen} samples are broken, more than data.max_broken={self.max_share:g} "
                 f"allows{last}; mend the shards, or raise data.max_broken"
             )
+
+
+def _cache(data: DataConfig, folder: Path) -> ShardCache:
+    return ShardCache(
+        Path(data.cache).expanduser() if data.cache else folder,
+        None if data.cache_gb is None else int(data.cache_gb * 10**9),
+        Limits(seconds=60 * data.fetch_minutes, largest=int(data.fetch_gb * 10**9)),
+    )
 
 
 def spread(total: int, count: int) -> Integers:
