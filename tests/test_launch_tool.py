@@ -20,7 +20,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.loading import load_run
 from data2vec.core.testing import load_module
 from data2vec.core.training import checkpoint
-from data2vec.core.training.ranks import Place, place
+from data2vec.core.training.launchers import Place, host_of_rank_0, place
 from data2vec.core.training.share import Share
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,17 +109,68 @@ def tool(name: str) -> ModuleType:
 @pytest.mark.parametrize(
     ("environment", "expected"),
     [
-        ({}, Place()),
-        ({"RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}, Place(3, 8, 1, launched=True)),
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1"}, Place()),  # a shell of salloc
+        ("", Place()),
+        ("RANK=3 WORLD_SIZE=8 LOCAL_RANK=1", Place(3, 8, 1, launched=True)),
+        ("RANK=3", Place()),  # anyone's variable
+        ("RANK=0 WORLD_SIZE=1 PMI_RANK=3 PMI_SIZE=4", Place(0, 1, 0, launched=True)),  # said on purpose
         (
-            {"SLURM_PROCID": "5", "SLURM_NTASKS": "16", "SLURM_LOCALID": "1", "SLURM_STEP_ID": "0"},
-            Place(5, 16, 1, launched=True),
+            "OMPI_COMM_WORLD_RANK=3 OMPI_COMM_WORLD_SIZE=8 OMPI_COMM_WORLD_LOCAL_RANK=1 PMIX_RANK=3 SLURM_PROCID=0 "
+            "SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=2 SLURM_LOCALID=0",
+            Place(3, 8, 1, launched=True),
         ),
+        ("MV2_COMM_WORLD_RANK=3 MV2_COMM_WORLD_SIZE=8 MV2_COMM_WORLD_LOCAL_RANK=1", Place(3, 8, 1, launched=True)),
+        ("JSM_NAMESPACE_RANK=3 JSM_NAMESPACE_SIZE=8 JSM_NAMESPACE_LOCAL_RANK=1", Place(3, 8, 1, launched=True)),
+        ("PMI_RANK=3 PMI_SIZE=8 MPI_LOCALRANKID=1 MPI_LOCALNRANKS=4", Place(3, 8, 1, launched=True)),
+        ("PMI_RANK=3 PMI_SIZE=8 PMI_LOCAL_RANK=1 PALS_RANKID=3", Place(3, 8, 1, launched=True)),
+        ("FLUX_TASK_RANK=3 FLUX_JOB_SIZE=8 FLUX_TASK_LOCAL_ID=1", Place(3, 8, 1, launched=True)),
+        ("SLURM_PROCID=0 SLURM_NTASKS=16 SLURM_LOCALID=0", Place()),  # a shell of salloc
+        ("SLURM_PROCID=0 SLURM_NTASKS=16 SLURM_LOCALID=0 SLURM_STEP_ID=4294967290", Place()),  # as SLURM 20.11 opens it
+        (
+            "SLURM_PROCID=0 SLURM_NTASKS=16 SLURM_LOCALID=0 SLURM_STEP_ID=0 SLURM_STEP_NUM_TASKS=1",
+            Place(launched=True),
+        ),  # srun --pty
+        ("SLURM_PROCID=5 SLURM_NTASKS=16 SLURM_LOCALID=1 SLURM_STEP_ID=0 PMIX_RANK=5", Place(5, 16, 1, launched=True)),
     ],
 )
-def test_who_a_process_is(environment: dict[str, str], expected: Place) -> None:
-    assert place(environment) == expected
+def test_who_a_process_is(environment: str, expected: Place) -> None:
+    assert place(variables(environment)) == expected
+
+
+def variables(text: str) -> dict[str, str]:
+    return dict(word.split("=", 1) for word in text.split())
+
+
+@pytest.mark.parametrize(
+    ("environment", "lacking"),
+    [
+        ("PMIX_RANK=1 PMIX_NAMESPACE=job", "PMIX_RANK=1, but not how many"),
+        ("PMI_RANK=1 MPI_LOCALRANKID=1", "PMI_RANK=1 .*, but not PMI_SIZE"),
+        ("PMI_RANK=1 PMI_SIZE=2", "PMI_RANK=1 .*, but not MPI_LOCALRANKID"),
+        ("ALPS_APP_PE=1", "ALPS_APP_PE=1, but not how many"),
+    ],
+)
+def test_a_launcher_that_says_too_little_is_refused(environment: str, lacking: str) -> None:
+    with pytest.raises(ConfigError, match=f"{lacking}.*Start the ranks with torchrun"):
+        place(variables(environment))
+
+
+@pytest.mark.parametrize(
+    ("environment", "host"),
+    [
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=here", "here"),
+        ("PMI_RANK=0 PMI_SIZE=4 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=4", "127.0.0.1"),
+        ("SLURM_PROCID=1 SLURM_STEP_NUM_TASKS=4 SLURM_LOCALID=1 SLURM_STEP_ID=0 SLURM_STEP_NUM_NODES=2 "
+         "SLURM_STEP_NODELIST=node[007-012,20],other", "node007"),
+    ],
+)  # fmt: skip
+def test_where_rank_0_is(environment: str, host: str) -> None:
+    assert host_of_rank_0(variables(environment)) == host
+
+
+def test_an_address_that_nobody_says_is_one_error() -> None:
+    environment = "PMI_RANK=0 PMI_SIZE=8 MPI_LOCALRANKID=0 MPI_LOCALNRANKS=4"
+    with pytest.raises(ConfigError, match="MASTER_ADDR is not set"):
+        host_of_rank_0(variables(environment))
 
 
 def test_an_environment_that_makes_no_sense_is_one_error() -> None:

@@ -129,3 +129,33 @@ def test_reencoding_and_other_settings_are_another_job(tool: ModuleType, tmp_pat
     assert ShardIndex.load(out).length == 16_000
     assert tool.main(["speech", str(folder), str(out), "--workers", "1"]) == 2
     assert "--force replaces them" in capsys.readouterr().err
+
+
+def test_every_file_is_written_skipped_or_left_out(tool: ModuleType, tmp_path: Path, capsys) -> None:
+    folder, out, elsewhere = tmp_path / "audio", tmp_path / "out", tmp_path / "elsewhere"
+    for name in ("a.flac", "b.wav", "c.ogg", "d.mp3", "e.aiff", "f.au", "g.w64", "h.caf", "cut.wav"):
+        write(folder / "84" / name)
+    soundfile.write(folder / "84" / "i.opus", NOISE[:8000], 16_000, format="OGG", subtype="OPUS")
+    write(elsewhere / "linked.flac")
+    (folder / "85").symlink_to(elsewhere)
+    whole = (folder / "84" / "cut.wav").read_bytes()
+    (folder / "84" / "cut.wav").write_bytes(whole[: len(whole) // 2])
+    at = whole.index(b"data") + 4
+    (folder / "84" / "crashed.wav").write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])
+    (folder / "84" / "84.trans.txt").write_bytes("a GR\xdcSSE\n".encode("utf-16"))
+    (folder / "84" / "x.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (folder / "README.md").write_text("about")
+    assert tool.main(["speech", str(folder), str(out), "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "cut.wav: the file is cut short: its header says 16000 bytes of audio, 7978 are there" in printed.err
+    assert "15 files found: 11 written, 1 skipped, 3 left out (1 .m4a, 1 .md, 1 read as transcripts)" in printed.out
+    found = samples(out)
+    kinds = {key: next(iter(set(one.members) - {"txt"})) for key, one in found.items()}
+    assert kinds == {
+        "84/a": "flac", "84/b": "wav", "84/c": "ogg", "84/d": "mp3", "84/e": "flac", "84/f": "flac", "84/g": "flac",
+        "84/h": "flac", "84/i": "opus", "84/crashed": "wav", "85/linked": "flac",
+    }  # fmt: skip
+    assert found["84/a"].members["txt"].decode() == "GR\xdcSSE"
+    decode = AudioDecoder(AudioConfig(min_length=400, max_length=None), train=False, minimum=400)
+    assert {len(decode(one, 0).inputs) for one in found.values()} == {8000}
+    assert tool.main(["verify", str(out)]) == 0

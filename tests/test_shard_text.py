@@ -95,7 +95,7 @@ def test_class_folders_give_labels_and_whole_documents(tool: ModuleType, tmp_pat
     for number in range(60):
         path = folder / ("bad", "good")[number % 2] / f"{number}.txt"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(f"review {number}\n\nsecond paragraph".encode() if number else b"\xff\xfe")
+        path.write_bytes(f"review {number}\n\nsecond paragraph".encode() if number else b"\xff")
     command = ["text", str(folder), str(out), "--bytes", "--pack", "within", "--documents", "file", "--block", "16"]
     assert tool.main([*command, "--validation", "0.25", "--workers", "1"]) == 0
     printed = capsys.readouterr()
@@ -173,6 +173,24 @@ def test_what_cannot_be_sharded_is_one_error(tool: ModuleType, corpus: Path, tmp
     for arguments in (["--block", "2", "--bytes"], [], ["--bytes", "--tokenizer", "x"], ["--bytes", "--pack", "no"]):
         with pytest.raises(SystemExit, match="2"):
             tool.main(["text", str(corpus), str(out), *arguments])
+
+
+def test_every_file_and_document_is_accounted_for(tool: ModuleType, corpus: Path, tmp_path: Path, capsys) -> None:
+    (corpus / "wide.txt").write_bytes("Gr\xfc\xdfe\nan alle\n".encode("utf-16"))
+    (corpus / "packed.txt").write_bytes(bytes.fromhex("28b52ffd0458290000"))
+    (corpus / "picture.txt").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20)
+    (corpus / "notes.md").write_text("about")
+    (corpus / "zero.txt").write_bytes(b"whole line of text\na \0 in it\n")
+    assert tool.main(["text", str(corpus), str(tmp_path / "out"), "--bytes", "--workers", "1"]) == 0
+    printed = capsys.readouterr()
+    assert "packed.txt: is compressed with zstd; unpack it first (unzstd FILE)" in printed.err
+    assert "picture.txt: is no text: it is binary" in printed.err
+    assert "zero.txt at byte 19: holds a zero character" in printed.err
+    assert "7 files found: 4 read, 3 left out (2 unusable, 1 .md)" in printed.out
+    assert "604 documents found: 603 written, 1 skipped" in printed.out
+    for name in ("packed", "picture"):
+        assert tool.main(["text", str(corpus / f"{name}.txt"), str(tmp_path / name), "--bytes"]) == 2
+        assert f"error: {corpus}/{name}.txt: is " in capsys.readouterr().err
 
 
 def test_help_tells_what_there_is(tool: ModuleType, capsys) -> None:

@@ -25,6 +25,7 @@ from data2vec.core.data.folder import list_files
 from data2vec.core.data.index import ShardIndex
 from data2vec.core.data.tar import scan
 from data2vec.core.errors import DataError, SampleError
+from data2vec.core.lock import only_writer
 from data2vec.core.testing import load_module
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
@@ -357,6 +358,18 @@ def test_a_dead_worker_is_one_error(tool: ModuleType, tmp_path: Path) -> None:
 
 def _die(item: object) -> dict[str, bytes]:
     os._exit(9)
+
+
+def test_a_second_command_for_the_same_folder_is_refused(
+    tool: ModuleType, images: Path, tmp_path: Path, capsys
+) -> None:
+    out = tmp_path / "out"
+    with only_writer(out):
+        assert tool.main(["vision", str(images), str(out), "--workers", "1"]) == 2
+        assert [path.name for path in out.iterdir()] == [".lock"]
+    assert f"error: {out}: in use by process {os.getpid()}" in capsys.readouterr().err
+    assert tool.main(["vision", str(images), str(out), "--workers", "1"]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["index.json", "train-000000.tar"]
 
 
 def test_ctrl_c_on_the_command_itself(tmp_path: Path) -> None:

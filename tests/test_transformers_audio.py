@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import Data2VecAudioConfig, Data2VecAudioModel
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioForAudioFrameClassification,
+    Data2VecAudioForCTC,
+    Data2VecAudioForSequenceClassification,
+    Data2VecAudioForXVector,
+    Data2VecAudioModel,
+)
 
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.config import NormOrder, TargetsConfig, TransformerConfig
@@ -93,6 +100,36 @@ def test_every_layer_agrees(changes: dict[str, Any]) -> None:
                 assert relative_error(features, expected.hidden_states[number]) < TOLERANCE
     if "masked_spec_embed" in reference.state_dict():
         assert torch.equal(model.mask_tokens["speech"], reference.masked_spec_embed)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        Data2VecAudioForCTC,
+        Data2VecAudioForSequenceClassification,
+        Data2VecAudioForAudioFrameClassification,
+        Data2VecAudioForXVector,
+    ],
+)
+def test_the_model_inside_one_with_a_head_is_loaded(kind: type, caplog: pytest.LogCaptureFixture) -> None:
+    config = theirs().config
+    config.vocab_size, config.use_weighted_layer_sum = 12, True
+    torch.manual_seed(1)
+    reference = kind(config).eval()
+    model = ours(config)
+    with caplog.at_level("INFO", "data2vec"):
+        load_transformers(model, reference.state_dict())
+    assert [record.message.split(" (")[0] for record in caplog.records] == ["left out: the head"]
+    assert ("lm_head.weight" if kind is Data2VecAudioForCTC else "classifier.weight") in caplog.text
+    model.eval()
+    waveform = torch.randn(1, 1003)
+    with torch.no_grad():
+        expected = reference.data2vec_audio(waveform).last_hidden_state
+    batch = Batch("speech", waveform, torch.arange(1), torch.tensor([-1]))
+    for of in ("student", "teacher"):
+        assert relative_error(model.features(batch, layers="last", of=of).x, expected) < TOLERANCE
+    with pytest.raises(CheckpointError, match="no place"):
+        load_transformers(model, {**reference.state_dict(), "other.weight": torch.zeros(1)})
 
 
 def test_the_predictor_stays_and_wrong_weights_change_nothing() -> None:

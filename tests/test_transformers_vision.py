@@ -115,6 +115,33 @@ def test_hidden_states_of_every_layer(changes: dict[str, Any], shares: TeacherSh
     assert relative_error(model.features(batch, layers=1).x, states[1][:, 1:]) < TOLERANCE
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("size", [24, 48, 64])
+def test_another_image_size_differs_by_how_the_relative_positions_are_resampled(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bilinear there and bicubic here: docs/agreement.md gives the figure."""
+    torch.manual_seed(0)
+    config = configuration(**SHARED)
+    reference, model = Data2VecVisionModel(config).eval(), ours(config)
+    reference.encoder.relative_position_bias.relative_position_bias_table.normal_()
+    load_transformers(model, reference.state_dict())
+    images = torch.randn(3, 3, size, size)
+    theirs = reference(images).last_hidden_state
+
+    def error() -> float:
+        tokens = model.student.frontend("vision").extractor(images)
+        return relative_error(model.student("vision", tokens.x, tokens.shape).x, theirs)
+
+    assert 1e-4 < error() < 1e-3
+
+    def bilinear(table: Tensor, _: object, shape: tuple[int, ...]) -> Tensor:
+        return nn.functional.interpolate(table.unsqueeze(0), size=shape[1:], mode="bilinear").squeeze(0)
+
+    monkeypatch.setattr("data2vec.vision.extractor.resize_rel_pos_bias_table_simple", bilinear)
+    assert error() < TOLERANCE
+
+
 def test_equal_biases_of_all_blocks_are_one_and_different_ones_an_error() -> None:
     config = configuration(use_relative_position_bias=True, use_mean_pooling=False)
     reference, model = randomised(Data2VecVisionModel(config)), ours(config)

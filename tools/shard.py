@@ -20,7 +20,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,6 +35,7 @@ from data2vec.core.data.index import INDEX_NAME, ForeignIndexError, ShardIndex, 
 from data2vec.core.data.order import permutation
 from data2vec.core.data.shards import measure_of
 from data2vec.core.errors import Data2VecError, DataError
+from data2vec.core.lock import only_writer
 from data2vec.core.modality import Modality
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
@@ -58,7 +59,18 @@ MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Nam
 
 
 def write(arguments: argparse.Namespace) -> int:
-    """Write the shards of a modality's folder."""
+    """Write the shards of a modality's folder; a second command for the same OUT is refused."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(arguments.out))
+        except OSError as error:
+            raise DataError(
+                f"{arguments.out}: cannot be used as a folder of shards ({error.strerror or error})"
+            ) from None
+        return _write(arguments)
+
+
+def _write(arguments: argparse.Namespace) -> int:
     out: Path = arguments.out
     source: Source = arguments.source(arguments)
     job = _job(source, arguments)

@@ -168,7 +168,7 @@ def test_a_download_that_reserved_its_room_and_was_cut_is_noticed(tmp_path: Path
 def test_members_of_a_key_that_lie_apart_are_refused(tmp_path: Path) -> None:
     contents = [("a.jpg", b"1"), ("b.jpg", b"2"), ("a.cls", b"3"), ("b.cls", b"4")]
     path = tar_file(tmp_path / "apart.tar", contents)
-    message = r"apart\.tar: a\.cls lies apart from a\.jpg, .* pack the files sorted by name \(`tar --sort=name"
+    message = r"apart\.tar: a\.cls lies apart from a\.jpg, so that one sample would be two; pack the files sorted"
     with pytest.raises(DataError, match=message):
         scan(path)
     assert [sample.key for sample in scan(tar_file(path, sorted(contents)))] == ["a", "b"]

@@ -16,7 +16,7 @@ from sharding.source import Source
 
 
 def add_speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
-    """Audio (flac, wav, ogg) in class subfolders, flat, in LibriSpeech's layout, or in a manifest FILE.tsv."""
+    """Audio files, in class subfolders, flat, in LibriSpeech's layout, or in a manifest FILE.tsv."""
     parser.add_argument(
         "--transcripts",
         type=Path,
@@ -32,6 +32,6 @@ def add_speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
         found = list_audio(arguments.folder, arguments.transcripts)
         encode = partial(read_audio_file, verify=not arguments.no_verify, reencode=arguments.reencode)
         settings = f"{arguments.no_verify} {arguments.reencode}"
-        return Source("speech", found.clips, found.class_names, encode, settings)
+        return Source("speech", found.clips, found.class_names, encode, settings, left_out=found.left_out)
 
     return source

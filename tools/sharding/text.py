@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,8 @@ from data2vec.core.data.index import INDEX_NAME
 from data2vec.core.errors import DataError
 
 if TYPE_CHECKING:  # imported where it is used: the other commands need no data2vec.text
-    from data2vec.text.files import Documents, TextEncoder, TextFile, TextPart
+    from data2vec.text.files import Documents, TextEncoder, TextPart
+    from data2vec.text.sources import TextFile
     from data2vec.text.tokenizer import Tokenizer
 
 UNPACKED_NAME = ".unpacked"
@@ -29,6 +31,7 @@ _PARTS = 2_000  # at least so many, where the corpus is large enough: the unit o
 _MOST_BLOCKS, _FEWEST_BLOCKS = 64, 16  # of a part that is packed across documents: its last block is short
 _TOKENIZER_BYTES = 64_000_000  # of text that a tokenizer is trained on
 _LEAST_BLOCK = 3  # two special tokens and one of text
+_NAMED = 10  # files that are no text
 _PROBED = 16  # parts from which the number of samples is estimated
 
 
@@ -55,14 +58,15 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     def source(arguments: argparse.Namespace) -> Source:
         from data2vec.text import files
         from data2vec.text.packing import Packing
+        from data2vec.text.sources import find_text
         from data2vec.text.tokenizer import FILE_NAME
 
         packing, documents = Packing(arguments.pack), files.Documents(arguments.documents)
-        found = files.find_text(arguments.folder, labelled=packing is Packing.WITHIN)
+        corpus = find_text(arguments.folder, labelled=packing is Packing.WITHIN)
         if (arguments.out / INDEX_NAME).exists() and not arguments.force:  # before the long work, not after it
             raise DataError(f"{arguments.out}: holds shards already; name another folder, or --force replaces them")
         scratch = arguments.out / UNPACKED_NAME
-        found = tuple(files.unpack(file, scratch) for file in found)
+        found, unusable = _unpacked(corpus.files, scratch)
         parts = files.cut_into_parts(found, documents, _part_size(found, packing is Packing.ACROSS, arguments.block))
         tokenizer = _tokenizer(arguments, parts, documents)
         classes = files.class_names(parts, documents) if packing is Packing.WITHIN else ()
@@ -70,11 +74,31 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         settings = f"{arguments.block} {packing} {documents} {hashlib.sha256(tokenizer.content).hexdigest()}"
         beside = {FILE_NAME: tokenizer.content}
         samples = _estimate(parts, encode)
-        return Source(
-            "text", parts, classes, encode, settings, samples, beside, scratch, unit="documents", files=len(found)
-        )
+        left_out = dict(corpus.left_out) | ({"unusable": unusable} if unusable else {})
+        about = {"unit": "documents", "files": len(found), "left_out": left_out}
+        return Source("text", parts, classes, encode, settings, samples, beside, scratch, **about)
 
     return source
+
+
+def _unpacked(found: Sequence[TextFile], scratch: Path) -> tuple[list[TextFile], int]:
+    """The files as plain UTF-8, and how many are no text, of which the first are named on the error stream."""
+    from data2vec.text.sources import UnusableFileError, unpack
+
+    usable, reasons = [], []
+    for file in found:
+        try:
+            usable.append(unpack(file, scratch))
+        except UnusableFileError as error:
+            reasons.append(str(error))
+    if not usable:
+        others = f"; {len(reasons) - 1} other files cannot be used either" if len(reasons) > 1 else ""
+        raise DataError(f"{reasons[0]}{others}")
+    for line in reasons[:_NAMED]:
+        print(line, file=sys.stderr)
+    if len(reasons) > _NAMED:
+        print(f"... and {len(reasons) - _NAMED} more files that cannot be used", file=sys.stderr)
+    return usable, len(reasons)
 
 
 def _part_size(found: Sequence[TextFile], across: bool, block: int) -> int:

@@ -16,7 +16,7 @@ from sharding.source import Source, positive
 def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
     """Images in class subfolders, or flat."""
     parser.add_argument("--max-size", type=positive, metavar="N", help="re-encode larger images to a short side of N")
-    parser.add_argument("--no-verify", action="store_true", help="do not check that every file is an image")
+    parser.add_argument("--no-verify", action="store_true", help="do not decode every image to see whether it is one")
 
     def source(arguments: argparse.Namespace) -> Source:
         from data2vec.vision.folder import list_image_folder, read_image_file  # the other commands need no vision
@@ -24,6 +24,6 @@ def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
         found = list_image_folder(arguments.folder)
         encode = partial(read_image_file, verify=not arguments.no_verify, max_size=arguments.max_size)
         settings = f"{arguments.max_size} {arguments.no_verify}"
-        return Source("vision", found.images, found.class_names, encode, settings)
+        return Source("vision", found.images, found.class_names, encode, settings, left_out=found.left_out)
 
     return source

@@ -93,6 +93,23 @@ def test_unusable_clips_are_named(run: Path, tmp_path: Path, clip: np.ndarray) -
         encoder([np.full(500, np.nan)])
 
 
+def test_one_clip_is_a_batch_of_one_and_none_a_batch_of_none(run: Path, tmp_path: Path, clip: np.ndarray) -> None:
+    soundfile.write(tmp_path / "noise.wav", clip, 16_000, subtype="FLOAT")
+    encoder = load_encoder(run, device="cpu")
+    expected = encoder([clip])
+    for one in (clip, torch.from_numpy(clip), tmp_path / "noise.wav", str(tmp_path / "noise.wav")):
+        torch.testing.assert_close(encoder(one), expected)
+        assert [len(frames) for frames in encoder.frames(one)] == [(800 - RECEPTIVE) // HOP + 1]
+        assert [tuple(waveform.shape) for waveform in encoder.prepare(one)] == [(800,)]
+    torch.testing.assert_close(encoder(one for one in (clip, clip)), encoder(np.stack([clip, clip])))
+    assert encoder([]).shape == (0, 16)
+    assert encoder.features([]).x.shape == (0, 0, 16)
+    assert encoder.frames([]) == encoder.prepare([]) == []
+    for wrong in (3, None, [3.0], [None]):
+        with pytest.raises(SampleError, match="a clip is a path or a waveform"):
+            encoder(wrong)  # type: ignore[arg-type]
+
+
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no run there"):
         load_encoder(tmp_path)

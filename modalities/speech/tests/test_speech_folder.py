@@ -126,7 +126,7 @@ def test_manifests_that_are_none(tmp_path: Path, text: str, message: str) -> Non
     with pytest.raises(DataError, match=message):
         list_manifest(manifest)
     manifest.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match="no text in UTF-8"):
+    with pytest.raises(DataError, match="no text in UTF-16"):
         list_manifest(manifest)
 
 
@@ -155,10 +155,10 @@ def test_files_that_are_no_clips(tmp_path: Path) -> None:
     with pytest.raises(SampleError, match=r"whole\.flac: cannot be read"):
         read_audio_file(clips["whole"])
     assert clips["whole"].describe() != before
-    write(tmp_path / "sound.aiff")
+    (tmp_path / "sound.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
     manifest = tmp_path / "train.tsv"
-    manifest.write_text(".\nsound.aiff\t2000\n")
-    with pytest.raises(SampleError, match=r"sound\.aiff: is none of \.flac"):
+    manifest.write_text(".\nsound.m4a\t2000\n")
+    with pytest.raises(SampleError, match=r"sound\.m4a: is none of \.flac"):
         read_audio_file(list_manifest(manifest).clips[0])
 
 

@@ -136,3 +136,27 @@ def test_the_comparison_notices_another_distribution(changed):
     expected = np.stack([span_mask_reference(60, generator, **changed) for _ in range(4000)])
     made = SPAN(torch.arange(4000), (60,), seed=0, update=0)[:, 0].numpy()
     assert largest_difference(made, expected) > 6
+
+
+def released_masks(frames: int, rows: int, generator: random.Random) -> np.ndarray:
+    """(rows, frames): of every row as many frames as the row with the fewest hides, chosen at random, so that spans
+    break off (``require_same_masks`` of the released configuration)."""
+    whole = [span_mask_reference(frames, generator, min_spans=2) for _ in range(rows)]
+    least = min(int(mask.sum()) for mask in whole)
+    kept = np.zeros((rows, frames), dtype=bool)
+    for row, mask in zip(kept, whole, strict=True):
+        row[generator.sample(np.flatnonzero(mask).tolist(), least)] = True
+    return kept
+
+
+@pytest.mark.parametrize(("rows", "share", "runs"), [(1, 0.49, 25.0), (4, 0.465, 39.0), (16, 0.449, 49.0)])
+def test_the_released_configuration_hides_less_in_larger_batches(rows: int, share: float, runs: float) -> None:
+    """The figures of docs/agreement.md; ours hides what the released code hides of a clip that is alone."""
+    frames, generator = 750, random.Random(0)
+    theirs = np.concatenate([released_masks(frames, rows, generator) for _ in range(960 // rows)])
+    ours = SpanMasker(min_spans=2)(torch.arange(960), (frames,), seed=1, update=0)[:, 0].numpy()
+    counted = [np.diff(masks, axis=1, prepend=False).sum(1).mean() / 2 for masks in (theirs, ours)]
+    assert theirs.mean() == pytest.approx(share, abs=0.005)
+    assert counted[0] == pytest.approx(runs, abs=2.0)
+    assert ours.mean() == pytest.approx(0.49, abs=0.005)
+    assert counted[1] == pytest.approx(25.0, abs=1.0)

@@ -82,8 +82,20 @@ def test_unusable_texts_are_named(run: Path) -> None:
     encoder = load_encoder(run, device="cpu")
     with pytest.raises(SampleError, match="text 1: "):
         encoder(["the cat", "  "])
-    with pytest.raises(SampleError, match="no texts"):
-        encoder([])
+    for wrong in (b"bytes", 3, None, [b"bytes"], ["text", 3]):
+        with pytest.raises(SampleError, match="a text is a str, not "):
+            encoder(wrong)  # type: ignore[arg-type]
+
+
+def test_one_text_is_a_batch_of_one_and_none_a_batch_of_none(run: Path) -> None:
+    encoder = load_encoder(run, device="cpu")
+    torch.testing.assert_close(encoder("the dog"), encoder(["the dog"]))
+    torch.testing.assert_close(encoder.tokens("the dog").x, encoder.tokens(["the dog"]).x)
+    assert torch.equal(encoder.prepare("the dog").inputs, encoder.prepare(["the dog"]).inputs)
+    torch.testing.assert_close(encoder(text for text in TEXTS), encoder(TEXTS))
+    assert encoder([]).shape == (0, 16)
+    assert encoder.tokens([]).x.shape == (0, 0, 16)
+    assert len(encoder.prepare([])) == 0
 
 
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:

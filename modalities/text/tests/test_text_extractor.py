@@ -265,3 +265,29 @@ def test_fairseq2_is_imported_without_a_library_of_the_system() -> None:
     done = subprocess.run([sys.executable, "-c", _WITHOUT_LIBSNDFILE], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "_soundfile_data" in done.stdout
+
+
+class TestAnotherLength:
+    """Positions of a model for longer or shorter inputs."""
+
+    @pytest.mark.parametrize("block", [8, 20, 30, 64])
+    def test_places_keep_their_positions_and_further_ones_repeat(self, block: int) -> None:
+        trained, fresh = extractor(block=20).positions.weight, extractor(block=block)
+        assert trained[1:].abs().sum(1).min() > 0
+        made = fresh.resized("positions.weight", trained)
+        assert made is not None
+        fitted, line = made
+        assert fitted.shape == fresh.positions.weight.shape
+        assert torch.equal(fitted[0], trained[0])
+        assert all(torch.equal(fitted[1 + place], trained[1 + place % 20]) for place in range(block))
+        assert line == f"positions of 20 tokens {'cut' if block < 20 else 'repeated'} to {block}"
+
+    def test_other_tables_are_left_alone(self) -> None:
+        module = extractor()
+        for name, value in (
+            ("embed.weight", torch.zeros(31, 16)),
+            ("positions.weight", torch.zeros(10, 8)),
+            ("positions.weight", torch.zeros(1, 16)),
+            ("positions.weight", torch.zeros(16)),
+        ):
+            assert module.resized(name, value) is None

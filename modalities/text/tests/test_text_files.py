@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
 import lzma
@@ -19,15 +20,13 @@ from data2vec.text.files import (
     Documents,
     Skipped,
     TextEncoder,
-    TextFile,
     class_names,
     cut_into_parts,
-    find_text,
     read_documents,
-    unpack,
 )
 from data2vec.text.loader import unpack_ids
 from data2vec.text.packing import Packing
+from data2vec.text.sources import TextFile, UnusableFileError, find_text, unpack
 from data2vec.text.tokenizer import Tokenizer
 
 BYTES = Tokenizer.bytes()
@@ -75,7 +74,10 @@ def test_blank_lines_part_documents(contents: list[list[str]], size: int) -> Non
         assert texts([file], Documents.BLANK, size) == [one.strip() for one in wanted if one.strip()]
 
 
-@given(st.lists(st.text(max_size=20), min_size=1, max_size=8), st.integers(1, 60))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20), min_size=1, max_size=8),
+    st.integers(1, 60),
+)
 def test_a_file_is_one_document(contents: list[str], size: int) -> None:
     with TemporaryDirectory() as folder:
         files = [write(Path(folder), f"{n}.txt", content) for n, content in enumerate(contents)]
@@ -173,18 +175,20 @@ def test_samples_hold_the_documents(contents: list[str], block: int, packing: Pa
 def test_folders_globs_and_files(tmp_path: Path) -> None:
     for name in ("b/2.txt", "a/1.txt", "a/deep/3.jsonl.gz", ".hidden/4.txt", "a/.5.txt", "a/6.png"):
         write(tmp_path, name, "x")
-    found = find_text(tmp_path, labelled=True)
+    listed = find_text(tmp_path, labelled=True)
+    found = listed.files
+    assert listed.left_out == {"hidden": 2, ".png": 1}
     assert [(file.name, file.label) for file in found] == [
         ("a/1.txt", "a"), ("a/deep/3.jsonl.gz", "a"), ("b/2.txt", "b")
     ]  # fmt: skip
-    assert {file.label for file in find_text(tmp_path, labelled=False)} == {None}
-    assert [(file.json, file.compressed) for file in found] == [(False, False), (True, True), (False, False)]
-    assert [file.path.name for file in find_text(tmp_path / "*" / "*.txt", labelled=False)] == ["1.txt", "2.txt"]
-    assert [file.name for file in find_text(tmp_path / "a" / "6.png", labelled=False)] == ["6.png"]
+    assert {file.label for file in find_text(tmp_path, labelled=False).files} == {None}
+    assert [file.json for file in found] == [False, True, False]
+    assert [file.path.name for file in find_text(tmp_path / "*" / "*.txt", labelled=False).files] == ["1.txt", "2.txt"]
+    assert [file.name for file in find_text(tmp_path / "a" / "6.png", labelled=False).files] == ["6.png"]
     write(tmp_path, "flat.txt", "x")
     with pytest.raises(DataError, match="1 text files beside class subfolders with 3"):
         find_text(tmp_path, labelled=True)
-    assert len(find_text(tmp_path, labelled=False)) == 4
+    assert len(find_text(tmp_path, labelled=False).files) == 4
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has no text files"):
         find_text(tmp_path / "empty", labelled=False)
@@ -199,10 +203,12 @@ def test_compressed_files_are_unpacked_once(tmp_path: Path) -> None:
     packed = (
         write(tmp_path, "a.txt.gz", gzip.compress(content)),
         write(tmp_path, "b.jsonl.xz", lzma.compress(b'{"text": "three"}')),
+        write(tmp_path, "d.txt.bz2", bz2.compress(b"four")),
+        write(tmp_path, "e.txt", gzip.compress("f\xfcnf".encode("utf-16"))),  # the ending does not say so
     )
     opened = [unpack(file, scratch) for file in packed]
-    assert [(file.name, file.compressed) for file in opened] == [("a.txt", False), ("b.jsonl", False)]
-    assert texts(opened, Documents.LINE, 100) == ["one", "two", "three"]
+    assert [file.name for file in opened] == ["a.txt", "b.jsonl", "d.txt", "e.txt"]
+    assert texts(opened, Documents.LINE, 100) == ["one", "two", "three", "four", "f\xfcnf"]
     times = {path: path.stat().st_mtime_ns for path in scratch.iterdir()}
     assert [unpack(file, scratch) for file in packed] == opened
     assert {path: path.stat().st_mtime_ns for path in scratch.iterdir()} == times
@@ -220,3 +226,66 @@ def test_a_damaged_archive_is_one_error(tmp_path: Path, content: bytes, ending: 
         assert list((tmp_path / "scratch").iterdir()) == []
     else:  # nothing at all is an archive of nothing to gzip
         assert unpack(file, tmp_path / "scratch").path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("mark", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
+@pytest.mark.parametrize("documents", Documents)
+def test_every_unicode_gives_the_same_documents(
+    tmp_path: Path, encoding: str, mark: bool, documents: Documents
+) -> None:
+    wanted = ["gr\xfc\xdfe an alle", "second \U0001f600 line", "\u4e2d\u6587 and more words of plain text"] * 900
+    content = ("\ufeff" if mark else "") + "\r\n".join(wanted)
+    file = unpack(write(tmp_path, "a.txt", content.encode(encoding)), tmp_path / "scratch")
+    found = "\n".join(texts([file], documents, 700)).split("\n")
+    assert found == wanted
+    lines = ("\ufeff" if mark else "") + "\n".join(json.dumps({"text": one}, ensure_ascii=False) for one in wanted)
+    file = unpack(write(tmp_path, "b.jsonl.gz", gzip.compress(lines.encode(encoding))), tmp_path / "scratch")
+    assert texts([file], documents, 700) == wanted
+
+
+ZSTD = bytes.fromhex("28b52ffd0458290000") + b"hello"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ZSTD, r"is compressed with zstd; unpack it first \(unzstd"),
+        (b"PK\x03\x04" + bytes(30), "is compressed with zip; unpack it first"),
+        (gzip.compress(ZSTD), "is compressed with zstd"),
+        (gzip.compress(b"text" * 1000)[:-20], "cannot be unpacked as gzip"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 20, "is no text: it is binary"),
+        (b"\xff\xfe" + "text\n".encode("utf-16-le") + b"\x00\xd8a\0", "begins as UTF-16 and does not go on so"),
+        (b"\xff\xfe" + "text\n".encode("utf-16-le") + b"\xd8", "begins as UTF-16 and does not go on so"),
+    ],
+)
+def test_a_file_that_is_no_text_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    file = write(tmp_path, "a.txt", content)
+    with pytest.raises(UnusableFileError, match=rf"a\.txt: {message}"):
+        unpack(file, tmp_path / "scratch")
+    assert not list((tmp_path / "scratch").glob("*"))
+
+
+def test_a_document_with_a_zero_character_is_skipped(tmp_path: Path) -> None:
+    plain = write(tmp_path, "a.txt", b"good text of one line\nbad \0 text\nlast line of all")
+    lines = write(tmp_path, "b.jsonl", b'{"text": "good"}\n{"text": "ba\\u0000d"}\n')
+    files = [unpack(file, tmp_path / "scratch") for file in (plain, lines)]
+    read = [one for part in cut_into_parts(files, Documents.LINE, 100) for one in read_documents(part, Documents.LINE)]
+    assert [one.reason for one in read if isinstance(one, Skipped)] == [
+        "a.txt at byte 22: holds a zero character, which no text has",
+        "b.jsonl at byte 17: its text holds a zero character, which no text has",
+    ]
+    assert len(read) == 5
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    write(tmp_path, "elsewhere/1.txt", "x")
+    write(tmp_path, "corpus/b/2.txt", "y")
+    (tmp_path / "corpus" / "a").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "corpus" / "b" / "loop").symlink_to(tmp_path / "corpus")
+    found = find_text(tmp_path / "corpus", labelled=True)
+    assert [(file.name, file.label) for file in found.files] == [("a/1.txt", "a"), ("b/2.txt", "b")]
+    assert sum(found.left_out.values()) == 1
+    (tmp_path / "nothing.txt").symlink_to(tmp_path / "gone")
+    with pytest.raises(UnusableFileError, match=r"nothing\.txt: cannot be read"):
+        unpack(TextFile(tmp_path / "nothing.txt", "nothing.txt"), tmp_path)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data2vec.core import Data2Vec, Experiment
 from data2vec.core.config import TargetsConfig, TransformerConfig
@@ -46,6 +46,41 @@ def test_files_images_and_tensors_give_the_same_features(run: Path, tmp_path: Pa
     patches = encoder.patches([image, image])
     assert patches.shape == (2, 4, 4, 16)
     torch.testing.assert_close(patches[1].mean((0, 1)), from_file[0])
+
+
+def test_one_is_a_batch_of_one_and_none_an_empty_batch(run: Path, tmp_path: Path) -> None:
+    image = Image.effect_noise((40, 30), 80).convert("RGB")
+    path = tmp_path / "noise.png"
+    image.save(path)
+    encoder = load_encoder(run, device="cpu")
+    right = encoder([image])
+    for one in (image, path, str(path), encoder.prepare(image), encoder.prepare(image)[0], (each for each in [image])):
+        torch.testing.assert_close(encoder(one), right)
+    assert encoder.prepare(str(path)).shape == (1, 3, 16, 16)
+    assert encoder.patches(path).shape == (1, 4, 4, 16)
+    for none in ([], (), iter([]), encoder.prepare([])):
+        assert encoder(none).shape == (0, 16)
+    assert encoder.patches([]).shape == (0, 4, 4, 16)
+    assert encoder.prepare([]).shape == (0, 3, 16, 16)
+
+
+def test_files_and_images_are_seen_as_in_training(run: Path, tmp_path: Path) -> None:
+    """Upright, on white, and of formats that no shard holds; names do not count."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    picture = Image.effect_noise((40, 30), 80).convert("RGB")
+    picture.putalpha(picture.getchannel("R"))
+    path = tmp_path / "phone.jpg"
+    picture.save(path, "TIFF", exif=exif)
+    encoder = load_encoder(run, device="cpu")
+    on_white = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    right = encoder(on_white.convert("RGB").transpose(Image.Transpose.ROTATE_270))
+    torch.testing.assert_close(encoder(path), right)
+    with Image.open(path) as opened:
+        torch.testing.assert_close(encoder(opened), right)
+    path.write_bytes(path.read_bytes()[:2000])
+    with Image.open(path) as cut, pytest.raises(SampleError, match="image 1 of those given is no usable image: "):
+        encoder([picture, cut])
 
 
 def test_teacher_and_student_start_equal_and_layers_differ(run: Path) -> None:

@@ -47,15 +47,15 @@ def test_loaded_positions_that_are_no_sine_are_kept_and_resampled():
     assert not torch.allclose(positions((8, 8))[0], sine_positions((8, 8), 32), atol=0.1)
 
 
-def test_positions_of_another_grid_load():
+def test_positions_of_another_grid_are_made_to_fit():
     source, target = SinePositions(width=32, grid=(4, 4)), SinePositions(width=32, grid=(6, 6))
-    expected = target.positions.clone()
-    target.load_state_dict(source.state_dict())
-    torch.testing.assert_close(target.positions, expected)
-    target.load_state_dict({"positions": torch.full((1, 16, 32), 0.5)})  # a constant resamples to itself
-    torch.testing.assert_close(target((6, 6)), torch.full((1, 36, 32), 0.5))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        target.load_state_dict({"positions": torch.zeros(1, 15, 32)})
+    fitted, line = target.resized("positions", source.positions)
+    assert line == "positions of 4 x 4 resampled to 6 x 6"
+    torch.testing.assert_close(fitted, target.positions)
+    fitted, _ = target.resized("positions", torch.full((1, 16, 32), 0.5))  # a constant resamples to itself
+    torch.testing.assert_close(fitted, torch.full((1, 36, 32), 0.5))
+    for other in (torch.zeros(1, 15, 32), torch.zeros(1, 16, 28), torch.zeros(16, 32), torch.zeros(1, 0, 32)):
+        assert target.resized("positions", other) is None
 
 
 def test_the_relative_index_is_the_authors():
@@ -94,10 +94,13 @@ def test_the_bias_is_resampled_for_another_grid():
     assert bias.table.grad is not None
     assert torch.isfinite(bias.table.grad).all()
     larger = RelativePositionBias(heads=2, grid=(7, 7))
-    larger.load_state_dict(bias.state_dict())
-    torch.testing.assert_close(larger.table[:-3], torch.full((169, 2), 0.25))
-    with pytest.raises(RuntimeError, match="size mismatch"):
-        RelativePositionBias(heads=3, grid=(7, 7)).load_state_dict(bias.state_dict())
+    fitted, line = larger.resized("table", bias.table)
+    assert (fitted.shape, line) == (larger.table.shape, "positions of 4 x 4 resampled to 7 x 7")
+    torch.testing.assert_close(fitted[:-3], torch.full((169, 2), 0.25))
+    assert torch.equal(fitted[-3:], bias.table[-3:])
+    assert RelativePositionBias(heads=3, grid=(7, 7)).resized("table", bias.table) is None
+    for other in (torch.zeros(2, 2), torch.zeros(51, 2), torch.zeros(39, 2)):
+        assert larger.resized("table", other) is None
 
 
 def test_a_patch_is_projected_to_its_place():

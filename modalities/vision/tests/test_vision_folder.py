@@ -80,3 +80,29 @@ def test_large_images_shrink_to_the_short_side(tmp_path: Path, name: str, mode: 
     with Image.open(io.BytesIO(shrunk)) as picture:
         assert picture.size == (40, 20)
     assert path.read_bytes() in read_image_file(found, max_size=40).values()
+
+
+def test_linked_class_folders_are_followed_and_other_files_counted(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "all", tmp_path / "disk"
+    image(folder / "cat/a.png")
+    image(elsewhere / "b.gif", mode="P")
+    (folder / "dog").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(elsewhere)
+    for name in ("c.heic", "d.HEIC", "Thumbs.db", ".DS_Store"):
+        (folder / "cat" / name).touch()
+    found = list_image_folder(folder)
+    assert [(each.key, each.label) for each in found.images] == [("cat/a", 0), ("dog/b", 1)]
+    assert found.class_names == ("cat", "dog")
+    assert found.left_out == {".heic": 2, ".db": 1, "hidden": 1, "link back to a folder above": 1}
+    (folder / "cat/a.png").unlink()
+    (folder / "dog").unlink()
+    with pytest.raises(DataError, match=r"has no images \(.*\); it has 2 \.heic, 1 \.db, 1 hidden"):
+        list_image_folder(folder)
+
+
+def test_a_link_to_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").symlink_to(tmp_path / "gone.jpg")
+    (found,) = list_image_folder(tmp_path).images
+    assert "a.jpg" in found.describe()
+    with pytest.raises(SampleError, match=r"a\.jpg: cannot be read \(No such file or directory\)"):
+        read_image_file(found)

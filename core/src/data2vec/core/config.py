@@ -261,6 +261,7 @@ class EngineConfig:
     offload_parameters: bool = False  # parameters and teacher in host memory until they are used (stage 3)
     bucket_size: int = 50_000_000  # elements reduced together, and gathered ahead at stage 3
     persistence_threshold: int = 0  # stage 3: parameters of up to so many elements stay whole on every rank
+    join_minutes: float = 5.0  # how long ranks wait for each other when they start
     deepspeed: dict[str, Any] = field(default_factory=dict)  # any other setting of DeepSpeed, as in its JSON file
 
 

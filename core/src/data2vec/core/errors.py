@@ -43,6 +43,10 @@ class CheckpointError(Data2VecError):
     """A checkpoint cannot be written, read, or does not belong to this configuration."""
 
 
+class FolderInUseError(Data2VecError):
+    """Another process writes to the folder."""
+
+
 class TrainingError(Data2VecError):
     """Training stopped: non-finite loss, collapse, or data that ran dry."""
 

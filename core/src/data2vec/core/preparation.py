@@ -71,7 +71,9 @@ def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData]
         seed = experiment.train.seed
         opened = TrainData.open(spec, modality, data=data, seed=seed, cache=cache)
         if name in named:
-            validation[name] = EvaluationData.open(named[name], modality, data=data, seed=seed, cache=cache)
+            apart = EvaluationData.open(named[name], modality, data=data, seed=seed, cache=cache)
+            # What is said of one of them is not said again of the other.
+            validation[name] = replace(apart, shards=replace(apart.shards, remarks=opened.shards.remarks))
         else:
             opened, validation[name] = opened.hold_out(_HELD_OUT)
         train[name] = opened

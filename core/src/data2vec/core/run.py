@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -15,9 +16,10 @@ from rich.markup import escape
 
 from data2vec.core.config import Experiment
 from data2vec.core.data.pipeline import EvaluationData, TrainData
-from data2vec.core.errors import ConfigError, Data2VecError, PeerError
+from data2vec.core.errors import ConfigError, Data2VecError, PeerError, RankLostError
 from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
 from data2vec.core.loading import CONFIGURATION, load_run
+from data2vec.core.lock import only_writer
 from data2vec.core.overrides import apply_overrides, to_yaml, validate
 from data2vec.core.preparation import open_data, with_assets, with_sample_data, write_sample_data
 from data2vec.core.resuming import find_checkpoint
@@ -25,8 +27,11 @@ from data2vec.core.training.build import build_engine, build_model, measure
 from data2vec.core.training.display import ConsoleDisplay
 from data2vec.core.training.engine import Engine, choose_device
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
-from data2vec.core.training.ranks import Place, Ranks, join, leave, place
+from data2vec.core.training.launchers import Place, place
+from data2vec.core.training.ranks import Ranks, first_to_tell, join, leave, peers_alive
 from data2vec.core.training.trainer import Ending, Trainer
+
+_LAST_WORDS = 2.0  # s that rank 0, which has the ranks' store, leaves the others to find that it has told all
 
 
 def main(
@@ -64,10 +69,14 @@ def main(
         code = _run(chosen, is_sample, command or f"experiments/{Path(sys.argv[0]).name}", console)
     except PeerError:
         code = 2
+    except RankLostError as error:
+        if first_to_tell():
+            _tell(error, here, console)
+        if here.rank == 0:
+            time.sleep(_LAST_WORDS)
+        code = 2
     except Data2VecError as error:
-        console.print()
-        Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
-        print(f"rank {here.rank}: {error}" if here.rank else error, file=sys.stderr)
+        _tell(error, here, console)
         code = 2
     except KeyboardInterrupt:
         console.print("\ninterrupted before training began; the same command starts again")
@@ -75,6 +84,12 @@ def main(
     finally:
         leave()
     sys.exit(code)
+
+
+def _tell(error: Data2VecError, here: Place, console: Console) -> None:
+    console.print()
+    Console(stderr=True, highlight=False).print("[bold red]error:[/] ", end="")
+    print(f"rank {here.rank}: {error}" if here.rank else error, file=sys.stderr)
 
 
 def _parser(document: str, sample: Experiment | None) -> argparse.ArgumentParser:
@@ -132,16 +147,22 @@ def _run(experiment: Experiment, is_sample: bool, command: str, console: Console
             soft_wrap=True,
         )
     with Interruption(launched=place().launched) as interruption:
-        return _train_and_evaluate(experiment, is_sample, interruption, console)
+        ranks = join(experiment.train.device, experiment.engine.join_minutes)
+        with peers_alive(), contextlib.ExitStack() as held:
+            with ranks.together():
+                _check_folder(run_folder(experiment))
+                if ranks.first:
+                    _hold(held, run_folder(experiment))
+            return _train_and_evaluate(experiment, is_sample, ranks, interruption, console)
 
 
-def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: Interruption, console: Console) -> int:
-    """Everything after the settings are known; returns the exit code."""
+def _train_and_evaluate(
+    experiment: Experiment, is_sample: bool, ranks: Ranks, interruption: Interruption, console: Console
+) -> int:
+    """Everything after the ranks have met; returns the exit code."""
     started = time.monotonic()
     folder = run_folder(experiment)
-    ranks = join(experiment.train.device)
     with ranks.together():
-        _check_folder(folder)
         choose_device(experiment.train.device)  # before anything is written
         continued = find_checkpoint(experiment, folder)
         if is_sample and experiment.data.train is None:
@@ -163,7 +184,8 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
         with ranks.together():
             start = load_run(experiment.train.init_from, device="cpu").model.own_state()
     with ranks.together():
-        model = build_model(experiment, ranks, start)
+        model = build_model(experiment, ranks)
+        resized = [] if start is None else model.start_from(start)
     parameters = sum(p.numel() for p in model.student.parameters())
     finished = continued is not None and int(continued.saved.state["update"]) >= experiment.train.updates
     measured = measure(experiment, model, train) if ranks.first and not finished else {}
@@ -189,7 +211,7 @@ def _train_and_evaluate(experiment: Experiment, is_sample: bool, interruption: I
                 console.print(continued.notice, markup=False, soft_wrap=True)
             summary = f"continuing from update {trainer.progress.update} of {experiment.train.updates} in {folder}"
         else:
-            summary = _summary(experiment, engine, parameters, train, folder)
+            summary = "\n".join([*resized, _summary(experiment, engine, parameters, train, folder)])
         if ranks.world > 1:
             summary += f" ({trainer.share.describe(ranks.world)})"
         console.print(summary, markup=False, soft_wrap=True)
@@ -234,6 +256,13 @@ def _check_folder(folder: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         reason = "is no folder" if not place.is_dir() else "cannot be written to"
         raise ConfigError([f"train.folder={folder}: {place} {reason}; choose another place for the run"])
+
+
+def _hold(held: contextlib.ExitStack, folder: Path) -> None:
+    try:
+        held.enter_context(only_writer(folder))
+    except OSError as error:
+        raise ConfigError([f"train.folder={folder}: cannot be written to ({error})"]) from None
 
 
 def _write_configuration(folder: Path, configuration: str) -> None:

@@ -94,6 +94,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "engine.zero_stage": ((lambda value: value in (0, 1, 2, 3)), "must be 0, 1, 2 or 3"),
     "engine.bucket_size": _at_least(1),
     "engine.persistence_threshold": _at_least(0),
+    "engine.join_minutes": _positive,
     "evaluation.neighbours": _at_least(1),
     "evaluation.few_labels": _at_least(1),
     "evaluation.max_samples": _at_least(1),

@@ -112,7 +112,8 @@ def index_folder(
     for done, path in enumerate(paths):
         progress(done, len(paths))
         found.append(inspect(path, inputs, measure))
-        check_share(str(path), found[-1].info.samples, found[-1].problems, most=1.0)
+        reasons = [line.removeprefix(f"{path}: ") for line in found[-1].problems]
+        check_share(str(path), found[-1].info.samples, reasons, most=1.0)
     progress(len(paths), len(paths))
     index = ShardIndex(modality, tuple(one.info for one in found), tuple(class_names), unit)
     problems = [line for one in found for line in one.problems]

@@ -274,7 +274,8 @@ class EvaluationData(ShardData):
                 yield batch
         finally:
             if broken:
-                self.shards.remark("broken", f"{broken} of {seen} samples are broken and not evaluated, as {example}")
+                kind = f"broken {self.shards.spec}"
+                self.shards.remark(kind, f"{broken} of {seen} samples are broken and not evaluated, as {example}")
 
 
 class BrokenCounter:

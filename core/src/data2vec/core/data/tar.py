@@ -166,11 +166,10 @@ def _group(members: list[tuple[str, str, int, int]], path: Path | str) -> list[T
             parts.setdefault(extension, (offset, size))
         names = set(parts)
         if names.isdisjoint(last.setdefault(key, names)):  # else a sample of its own, under a key that is not unique
+            what = one_line(f"{path}: {key}.{min(names)} lies apart from {key}.{min(last[key])}")
             raise DataError(
-                one_line(
-                    f"{path}: {key}.{min(names)} lies apart from {key}.{min(last[key])}, so that one sample would "
-                )
-                + "be two; pack the files sorted by name (`tar --sort=name -cf SHARD.tar FOLDER`)"
+                f"{what}, so that one sample would be two; pack the files sorted by name "
+                "(`tar --sort=name -cf SHARD.tar FOLDER`)"
             )
         for extension in refused:
             parts.pop(extension, None)

@@ -117,7 +117,7 @@ def evaluate_model(
             for data in (train.for_evaluation(), test)
         )
         table = with_positions(table, train_positions, test_positions, progress, seed=seed, device=device)
-    remarks = dict.fromkeys([*train.shards.remarks.values(), *test.shards.remarks.values()])  # why labels are missing
+    remarks = {**test.shards.remarks, **train.shards.remarks}.values()  # why labels or samples are missing
     return Evaluated(dataclasses.replace(table, notes=(*table.notes, *remarks)), judged)
 
 

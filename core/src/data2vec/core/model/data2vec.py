@@ -29,6 +29,7 @@ from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import Mask
 from data2vec.core.model.objective import regression_loss, spread
 from data2vec.core.model.predictor import Predictor, build_predictor
+from data2vec.core.model.resizing import resize
 from data2vec.core.model.targets import make_targets
 from data2vec.core.model.teacher import Teacher
 from data2vec.core.model.transformer import Transformer, dropped_layers
@@ -277,15 +278,23 @@ class Data2Vec(nn.Module):
             more = f" (and {len(problems) - 5} more)" if len(problems) > 5 else ""
             raise CheckpointError("the saved weights do not fit this model: " + "; ".join(problems[:5]) + more)
 
-    def start_from(self, state: Mapping[str, Tensor]) -> None:
+    def start_from(self, state: Mapping[str, Tensor]) -> list[str]:
         """Take the student, predictors and mask tokens of another model's :meth:`own_state`, with a new teacher.
+
+        Positions of inputs of another size are made to fit; returns a line on each.
 
         Raises:
             CheckpointError: names or shapes that do not fit; the model is then unchanged.
         """
+        taken = {name: value for name, value in state.items() if not name.startswith("teacher.")}
+        lines = []
+        for name in self.student.frontends:
+            taken, found = resize(self.student.frontend(name), taken, f"student.frontends.{name}.")
+            lines += [f"{name}: {line}" for line in found]
         teacher = {name: value for name, value in self.own_state().items() if name.startswith("teacher.")}
-        self.load_own_state({name: v for name, v in state.items() if not name.startswith("teacher.")} | teacher)
+        self.load_own_state(taken | teacher)
         self.teacher.restart(self.student)
+        return lines
 
     @staticmethod
     def _shared_names(state: Mapping[str, Tensor]) -> set[str]:

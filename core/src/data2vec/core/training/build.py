@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from data2vec.core.config import EngineKind, Experiment
 from data2vec.core.data.pipeline import TrainData
@@ -16,25 +15,18 @@ from data2vec.core.model.data2vec import Data2Vec
 from data2vec.core.model.random import derive
 from data2vec.core.training.engine import Engine, TorchEngine, choose_device, uses_bf16
 from data2vec.core.training.flops import matmul_rate, step_flops
-from data2vec.core.training.ranks import Ranks, place
+from data2vec.core.training.launchers import place
+from data2vec.core.training.ranks import Ranks
 from data2vec.core.training.trainer import hide
 
 
-def build_model(experiment: Experiment, ranks: Ranks, start: Mapping[str, Tensor] | None = None) -> Data2Vec:
-    """The same model on every rank, and generators that differ between them.
-
-    Args:
-        experiment: the settings.
-        ranks: who trains.
-        start: :meth:`Data2Vec.own_state` of the model whose student a new run starts from.
-    """
+def build_model(experiment: Experiment, ranks: Ranks) -> Data2Vec:
+    """The same model on every rank, and generators that differ between them."""
     seed = experiment.train.seed
     torch.manual_seed(seed)
     model = Data2Vec.build(experiment)
     if ranks.rank > 0:
         torch.manual_seed(derive(seed, ranks.rank))
-    if start is not None:
-        model.start_from(start)
     return model
 
 

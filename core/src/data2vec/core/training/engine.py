@@ -17,8 +17,9 @@ from data2vec.core.config import Experiment, OptimConfig, Precision, Switch
 from data2vec.core.errors import CheckpointError, ConfigError
 from data2vec.core.model.data2vec import Data2Vec, Output
 from data2vec.core.model.mask import Mask
+from data2vec.core.training.launchers import place
 from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks, place
+from data2vec.core.training.ranks import Ranks
 
 _log = logging.getLogger(__name__)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW

@@ -1,56 +1,30 @@
 """The processes that train together: who this one is, and the few numbers they exchange outside of gradients.
 
-A launcher (DeepSpeed's, torchrun, SLURM) starts the same command once for each device and says in the environment
-which rank each process is. Without one there is a single rank and nothing is exchanged.
+A launcher starts the same command once for each device (:mod:`data2vec.core.training.launchers`). Without one there is
+a single rank and nothing is exchanged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from data2vec.core.errors import ConfigError, Data2VecError, PeerError, RankLostError
+from data2vec.core.training.launchers import host_of_rank_0, local_world, place
+from data2vec.core.training.meeting import Meeting
 
 _joined: set[bool] = set()
 _TIMEOUT = timedelta(minutes=30)  # rank 0 may write sample data, or evaluate, while the others wait
 # What gloo and NCCL say when the process at the other end is gone.
-_PEER_IS_GONE = ("onnection closed", "onnection reset", "Broken pipe", "Socket closed", "remote process exited", "EOF")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a process stands among those that a launcher started: ``launched`` is false where none did."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-    launched: bool = False
-
-
-def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """What the environment says: RANK and WORLD_SIZE (torchrun, DeepSpeed), or SLURM's variables inside ``srun``.
-
-    Raises:
-        ConfigError: a number that is none.
-    """
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in environment for name in names[:2]):
-        # SLURM_PROCID also stands in the shell that `salloc` opens; a step is what srun started.
-        names = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
-        if not all(name in environment for name in (*names, "SLURM_STEP_ID")):
-            return Place()
-    values = [environment.get(name, "0") for name in names]
-    if not all(value.isdecimal() for value in values) or not int(values[0]) < int(values[1]):
-        shown = ", ".join(f"{name}={value}" for name, value in zip(names, values, strict=True))
-        raise ConfigError([f"environment: {shown} is no rank among others; unset them, or use a launcher"])
-    rank, world, local_rank = map(int, values)
-    return Place(rank, world, local_rank, launched=True)
+_PEER_IS_GONE = (
+    "onnection closed", "onnection reset", "Broken pipe", "Socket closed", "remote process exited", "gloo/transport",
+)  # fmt: skip
 
 
 class Ranks:
@@ -135,41 +109,49 @@ class Ranks:
         raise PeerError(f"rank {which[0]} failed; its message says why")
 
 
-def join(device: str) -> Ranks:
+def join(device: str, minutes: float = 5.0) -> Ranks:
     """Join the process group that the launcher's environment describes; without a launcher this rank is alone.
 
     Args:
         device: ``train.device``, on which a rank communicates.
+        minutes: ``engine.join_minutes``, how long the ranks wait for each other.
 
     Raises:
-        ConfigError: the environment lacks the address of rank 0, or another rank does not answer.
+        ConfigError: the environment lacks the address of rank 0, or another rank does not come.
+        PeerError: another rank says why they cannot meet.
+        RankLostError: rank 0 has ended meanwhile.
     """
     here = place()
     if here.world == 1:
         return Ranks()
     if dist.is_initialized():  # by the caller, as the tests do
         return Ranks(dist.get_rank(), dist.get_world_size())
-    if "MASTER_ADDR" not in os.environ and "SLURM_LAUNCH_NODE_IPADDR" in os.environ:
-        os.environ["MASTER_ADDR"] = os.environ["SLURM_LAUNCH_NODE_IPADDR"]
-    os.environ.setdefault("MASTER_PORT", "29500")
-    if "MASTER_ADDR" not in os.environ:
-        raise ConfigError(
-            ["environment: MASTER_ADDR is not set, so the ranks cannot find each other; set it to rank 0's host"]
-        )
+    names = {"RANK": here.rank, "WORLD_SIZE": here.world, "LOCAL_RANK": here.local_rank, "MASTER_PORT": 29500}
+    on_this_host = local_world() or here.world
+    os.environ["MASTER_ADDR"] = host_of_rank_0()
+    for name, value in names.items():  # whatever the launcher calls them, DeepSpeed looks for these
+        os.environ.setdefault(name, str(value))
+    port = os.environ["MASTER_PORT"]
+    if not (port.isdecimal() and 0 < int(port) < 65_536):
+        raise ConfigError([f"environment: MASTER_PORT={port}: is no port; set a number from 1 to 65535"])
     on_gpu = torch.cuda.is_available() and (device == "auto" or device.startswith("cuda"))
     if on_gpu:
         torch.cuda.set_device(here.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:  # else each rank takes every core
-        local = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or here.world)
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // local))
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // on_this_host))
+    meeting = Meeting(here, os.environ["MASTER_ADDR"], int(port), minutes)
+    store = meeting.store()
+    store.set_timeout(_TIMEOUT)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     try:
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if on_gpu else "gloo", rank=here.rank, world_size=here.world, timeout=_TIMEOUT
+        meeting.connect(
+            lambda: dist.init_process_group(
+                backend, store=store, rank=here.rank, world_size=here.world, timeout=_TIMEOUT
+            )
         )
     except (RuntimeError, ValueError, OSError) as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ConfigError(
-            [f"environment: rank {here.rank} of {here.world} cannot meet at {address} ({error})"]
+            [f"environment: rank {here.rank} of {here.world} cannot connect to the others ({error})"]
         ) from None
     _joined.add(True)
     return Ranks(here.rank, here.world)
@@ -184,18 +166,40 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def peers_alive() -> Iterator[None]:
-    """What communicates: an error because another rank is gone becomes one of ours.
+    """What communicates, at any depth: an error because another rank is gone becomes one of ours.
 
     Raises:
-        RankLostError: another rank has ended.
+        RankLostError: another rank has ended, or does not answer.
     """
     try:
         yield
     except RuntimeError as error:
-        text = str(error)
-        if isinstance(error, Data2VecError) or not any(sign in text for sign in _PEER_IS_GONE):
+        if isinstance(error, Data2VecError) or not _is_of_communication(error):
             raise
+        first = (str(error).splitlines() or [""])[0][:200]
         raise RankLostError(
             "another rank has ended, so this one cannot go on; its own message or the launcher's says why "
-            "(out of memory is common). The same command continues from the last checkpoint"
+            f"(out of memory is common). The same command continues from the last checkpoint. (Seen here: {first})"
         ) from None
+
+
+def _is_of_communication(error: RuntimeError) -> bool:
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return False
+    if isinstance(error, dist.DistError) or any(sign in str(error) for sign in _PEER_IS_GONE):
+        return True
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    place = Path(frame.tb_frame.f_code.co_filename) if frame is not None else Path()
+    return place.parent.parts[-2:] in (("torch", "distributed"), ("deepspeed", "comm"))
+
+
+def first_to_tell() -> bool:
+    """Whether no other rank has told yet that one is lost; true also where that cannot be known."""
+    try:
+        store = dist.distributed_c10d._get_default_store()
+        store.set_timeout(timedelta(seconds=5))
+        return int(store.add("data2vec/lost", 1)) == 1
+    except (RuntimeError, ValueError):
+        return True

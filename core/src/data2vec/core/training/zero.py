@@ -37,7 +37,7 @@ from data2vec.core.training.engine import (
     uses_bf16,
 )
 from data2vec.core.training.pieces import Piece
-from data2vec.core.training.ranks import Ranks, peers_alive
+from data2vec.core.training.ranks import Ranks
 
 _log = logging.getLogger(__name__)
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -148,11 +148,10 @@ class DeepSpeedEngine:
 
     def forward_backward(self, batch: Batch, mask: Mask, *, count: int, update: int) -> Output:
         """See :class:`Engine`."""
-        with peers_alive():
-            # DeepSpeed averages gradients over ranks.
-            loss = self._engine(batch, mask, self.seed, update, self.ranks.world / count)
-            output: Output = self._engine.module.output
-            self._engine.backward(loss)
+        # DeepSpeed averages gradients over ranks.
+        loss = self._engine(batch, mask, self.seed, update, self.ranks.world / count)
+        output: Output = self._engine.module.output
+        self._engine.backward(loss)
         return output
 
     def _clip_all(self, optimiser: Any, *rest: Any) -> None:
@@ -170,8 +169,7 @@ class DeepSpeedEngine:
         """See :class:`Engine`."""
         for group in self._engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        with peers_alive():
-            self._engine.step()
+        self._engine.step()
         norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         self._forget_gradients()
         if self._engine.was_step_applied():

@@ -19,12 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data2vec.core.errors import SampleError
+from data2vec.speech.containers import MAX_VALUES, complete
 
 RATE = 16_000  # Hz, of every published model
-MAX_VALUES = 100_000_000  # decoded values of one file, all channels: more than an hour and a half at 16 kHz
 _RATES = (4_000, 384_000)  # Hz, of a file
 _MAX_CHANNELS = 32
-_CONTAINERS = ("FLAC", "WAV", "WAVEX", "RF64", "OGG")  # no other of libsndfile's decoders ever runs
+# By libsndfile's name of a container, the extension of a member that holds one; opus is a kind of ogg. No other of
+# libsndfile's decoders ever runs on a shard.
+CONTAINERS = {"FLAC": "flac", "WAV": "wav", "WAVEX": "wav", "RF64": "wav", "OGG": "ogg", "MP3": "mp3"}
 _HALF_WIDTH = 10  # of the resampling filter, in samples of the lower rate on either side
 
 Waveform = NDArray[np.float32]
@@ -32,11 +34,12 @@ Waveform = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: samples in time, channels, samples per second."""
+    """What a file says of itself: samples in time, channels, samples per second, and libsndfile's name of its kind."""
 
     frames: int
     channels: int
     rate: int
+    container: str = "WAV"
 
     @property
     def length(self) -> int:
@@ -44,23 +47,34 @@ class Header:
         return resampled_length(self.frames, self.rate)
 
 
-def read_header(data: bytes) -> Header:
-    """Length, channels and rate of a flac, wav or ogg file, without decoding it.
+def read_header(data: bytes, *, any_container: bool = False) -> Header:
+    """Length, channels and rate of a flac, wav, ogg, opus or mp3 file, without decoding it.
+
+    A length that the header leaves open is found; see :func:`data2vec.speech.containers.complete`.
+
+    Args:
+        data: the file.
+        any_container: take whatever libsndfile reads.
 
     Raises:
-        SampleError: no such file, no audio in it, or a length, rate or number of channels that cannot be meant.
+        SampleError: no such file, no audio in it, cut short, or a length, rate or number of channels that cannot be
+            meant.
     """
+    return _read_header(complete(data), any_container)
+
+
+def _read_header(data: bytes, any_container: bool) -> Header:
     import soundfile
 
     if not data:
         raise SampleError("the file is empty")
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
-            container, header = file.format, Header(file.frames, file.channels, file.samplerate)
+            header = Header(file.frames, file.channels, file.samplerate, file.format)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise SampleError(f"{len(data)} bytes are no usable audio: {_reason(error)}") from None
-    if container not in _CONTAINERS:
-        raise SampleError(f"{len(data)} bytes are {container}; give flac, wav or ogg")
+    if header.container not in CONTAINERS and not any_container:
+        raise SampleError(f"{len(data)} bytes are {header.container}; give flac, wav, ogg, opus or mp3")
     if header.frames < 1:
         raise SampleError("the file holds no audio")
     if not 1 <= header.channels <= _MAX_CHANNELS or not _RATES[0] <= header.rate <= _RATES[1]:
@@ -76,13 +90,14 @@ def read_header(data: bytes) -> Header:
     return header
 
 
-def decode(data: bytes) -> Waveform:
+def decode(data: bytes, *, any_container: bool = False) -> Waveform:
     """(L,) the file's audio, channels averaged, at 16 kHz; full scale is 1.
 
     Raises:
         SampleError: see :func:`read_header`; or the audio is damaged, cut short, or not finite.
     """
-    header = read_header(data)
+    data = complete(data)
+    header = _read_header(data, any_container)
     try:
         samples = _decoder()(data)
     except (RuntimeError, ValueError, TypeError) as error:
@@ -167,6 +182,6 @@ def soundfile_decoder() -> Callable[[bytes], Waveform]:
 def _reason(error: Exception) -> str:
     """The library's words, without the address of the file object or a request to report a bug."""
     text = str(getattr(error, "error_string", "") or error).strip()
-    if "bug report" in text or "See nested" in text or not text:
+    if "bug report" in text or "See nested" in text or " object at " in text or not text:
         return "libsndfile cannot decode them"
     return text.removeprefix("Error : ").removesuffix(".")

@@ -1,5 +1,8 @@
 """Audio files as they become shards: folders, LibriSpeech's layout, and manifests.
 
+Flac, wav, ogg, opus and mp3 files become members as they are. Aiff, au, caf, w64 and NIST's sph, which no member is,
+become flac.
+
 - A folder whose subfolders are classes, or a flat one.
 - A folder with ``*.trans.txt`` files, as LibriSpeech has (``SPEAKER/CHAPTER/SPEAKER-CHAPTER-UTTERANCE.flac``): a line
   is an utterance, a blank and its text. There are no classes.
@@ -10,18 +13,24 @@
 from __future__ import annotations
 
 import io
-import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 
+from data2vec.core.data.folder import count_left_out, list_files, unique_key
+from data2vec.core.data.plain import decode_text
 from data2vec.core.errors import DataError, SampleError
-from data2vec.speech.audio import RATE, decode, read_header
+from data2vec.speech.audio import CONTAINERS, RATE, decode, read_header
+from data2vec.speech.containers import complete
 from data2vec.speech.loader import EXTENSIONS
 
-_SUFFIXES = {f".{extension}": extension for extension in EXTENSIONS} | {".oga": "ogg"}
+_CONVERTED = {"AIFF": (".aiff", ".aif", ".aifc"), "AU": (".au",), "CAF": (".caf",), "W64": (".w64",), "NIST": (".sph",)}
+_SUFFIXES = {f".{extension}": extension for extension in EXTENSIONS} | {".oga": "ogg", ".wave": "wav"}
+_ENDINGS = (*_SUFFIXES, *(ending for endings in _CONVERTED.values() for ending in endings))
 _TRANSCRIPTS = ".trans.txt"
+_READ = "read as transcripts"
 _LONGEST_TEXT = 100_000  # characters
 
 
@@ -50,14 +59,18 @@ class AudioFile:
 
 @dataclass(frozen=True)
 class AudioFolder:
-    """The clips of a set in the order of their paths or lines; ``class_names`` is empty where there are no classes."""
+    """The clips of a set in the order of their paths or lines; ``class_names`` is empty where there are no classes.
+
+    ``left_out``: how many other files a folder holds, by ending or by what they are.
+    """
 
     clips: tuple[AudioFile, ...]
     class_names: tuple[str, ...] = ()
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def list_audio(source: Path, transcripts: Path | None = None) -> AudioFolder:
-    """The clips of a folder or a manifest; see the top of this file. Hidden files and folders are skipped.
+    """The clips of a folder or a manifest; see the top of this file. Links are followed.
 
     Args:
         source: a folder, or a manifest ``*.tsv``.
@@ -78,20 +91,24 @@ def list_audio(source: Path, transcripts: Path | None = None) -> AudioFolder:
     clips = tuple(replace(clip, text=texts.get(clip.path, clip.text)) for clip in found.clips)
     if not any(clip.path in texts for clip in clips):
         raise DataError(f"{transcripts}: none of its {len(texts)} paths is a clip of {source}")
-    return replace(found, clips=clips)
+    return replace(found, clips=clips, left_out=_read_inside(found.left_out, transcripts, source))
 
 
 def list_audio_folder(folder: Path) -> AudioFolder:
-    """The flac, wav and ogg files of a folder, at any depth.
+    """The audio files of a folder, at any depth.
 
     Raises:
         DataError: no such folder, no audio in it, or clips both in the folder itself and in class subfolders.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of audio, and no manifest")
-    paths, tables = _walk(folder)
+    listing = list_files(folder, lambda name: name.endswith((*_ENDINGS, _TRANSCRIPTS)))
+    tables = [path for path in listing.paths if path.name.lower().endswith(_TRANSCRIPTS)]
+    paths = [path for path in listing.paths if not path.name.lower().endswith(_TRANSCRIPTS)]
+    left_out = dict(listing.left_out) | ({_READ: len(tables)} if tables else {})
     if not paths:
-        raise DataError(f"{folder}: has no audio ({', '.join(_SUFFIXES)})")
+        held = f"; it holds {count_left_out(left_out)}" if left_out else ""
+        raise DataError(f"{folder}: has no audio ({', '.join(_ENDINGS)}){held}")
     parts = [path.relative_to(folder).parts for path in paths]
     flat = sum(len(part) == 1 for part in parts)
     texts = _librispeech_texts(tables)
@@ -104,10 +121,10 @@ def list_audio_folder(folder: Path) -> AudioFolder:
     numbers = {name: number for number, name in enumerate(class_names)}
     keys: set[str] = set()
     clips = [
-        AudioFile(_unique_key(part, keys), path, numbers.get(part[0]), texts.get(path.with_suffix("")))
+        AudioFile(unique_key(part, keys), path, numbers.get(part[0]), texts.get(path.with_suffix("")))
         for path, part in zip(paths, parts, strict=True)
     ]
-    return AudioFolder(tuple(clips), class_names)
+    return AudioFolder(tuple(clips), class_names, left_out)
 
 
 def list_manifest(path: Path) -> AudioFolder:
@@ -132,13 +149,16 @@ def list_manifest(path: Path) -> AudioFolder:
         if not tab:
             raise DataError(f"{path}, line {number}: no tab between a path and its number of samples or its text")
         relative = _inside(name.strip(), root, f"{path}, line {number}")
-        frames, text = (int(rest), None) if counted else (None, rest.strip())
-        clips.append(AudioFile(_unique_key(relative.parts, keys), root / relative, None, text, frames))
+        frames, text = (int(rest), None) if counted else (None, _text(rest, f"{path}, line {number}"))
+        clips.append(AudioFile(unique_key(relative.parts, keys), root / relative, None, text, frames))
     return AudioFolder(tuple(clips))
 
 
 def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = False) -> dict[str, bytes]:
     """The members of a sample: the audio as it is, ``cls`` with its class number and ``txt`` with its text.
+
+    Where the header does not say how long the audio is, it does in the member. What the loader does not decode becomes
+    flac, as with ``reencode``.
 
     Args:
         clip: what to read.
@@ -146,20 +166,24 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
         reencode: store what is not mono at 16 kHz as 16-bit flac that is.
 
     Raises:
-        SampleError: it cannot be read, is no audio, or not as long as its manifest says.
+        SampleError: it cannot be read, is no audio, is cut short, or not as long as its manifest says.
     """
-    extension = _SUFFIXES.get(clip.path.suffix.lower())
-    if extension is None:
-        raise SampleError(f"{clip.path}: is none of {', '.join(_SUFFIXES)}")
+    suffix = clip.path.suffix.lower()
+    if suffix not in _ENDINGS:
+        raise SampleError(f"{clip.path}: is none of {', '.join(_ENDINGS)}")
     try:
-        data = clip.path.read_bytes()
-        header = read_header(data)
+        data = complete(clip.path.read_bytes())
+        header = read_header(data, any_container=True)
+        if header.container not in (*CONTAINERS, *_CONVERTED):
+            raise SampleError(f"is {header.container}, which is none of {', '.join((*CONTAINERS, *_CONVERTED))}")
         if clip.frames is not None and clip.frames != header.frames:
             raise SampleError(f"holds {header.frames} samples, its manifest says {clip.frames}")
-        if reencode and (header.channels, header.rate) != (1, RATE):
+        if header.container in _CONVERTED or (reencode and (header.channels, header.rate) != (1, RATE)):
             extension, data = "flac", _flac(data)
-        elif verify:
-            decode(data)
+        else:
+            extension = _SUFFIXES.get(suffix, CONTAINERS[header.container])
+            if verify:
+                decode(data)
     except OSError as error:
         raise SampleError(f"{clip.path}: cannot be read ({error.strerror})") from None
     except SampleError as error:
@@ -175,39 +199,31 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
 def _flac(data: bytes) -> bytes:
     import soundfile
 
-    waveform = decode(data)
+    waveform = decode(data, any_container=True)
     target = io.BytesIO()
     soundfile.write(target, waveform.clip(-1.0, 1.0), RATE, format="FLAC", subtype="PCM_16")
     return target.getvalue()
 
 
-def _walk(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Audio files and LibriSpeech's tables of texts, each in the order of their paths."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    audio, tables = [], []
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.startswith("."):
-                continue
-            if os.path.splitext(name)[1].lower() in _SUFFIXES:
-                audio.append(Path(root, name))
-            elif name.endswith(_TRANSCRIPTS):
-                tables.append(Path(root, name))
-    return sorted(audio, key=lambda path: path.parts), sorted(tables)
+def _read_inside(left_out: Mapping[str, int], table: Path, folder: Path) -> Mapping[str, int]:
+    """Count a table of texts that lies in the folder itself as read."""
+    ending = table.suffix.lower()
+    if not table.resolve().is_relative_to(folder.resolve()) or not left_out.get(ending):
+        return left_out
+    counts = Counter(left_out)
+    counts[ending] -= 1
+    counts[_READ] += 1
+    return dict(+counts)
 
 
 def _librispeech_texts(tables: Sequence[Path]) -> Mapping[Path, str]:
     """Texts by the path of their clip without its suffix."""
     texts = {}
     for table in tables:
-        for line in _lines(table):
+        for number, line in enumerate(_lines(table), start=1):
             name, _, text = line.strip().partition(" ")
             if name:
-                texts[table.parent / name] = text.strip()
+                texts[table.parent / name] = _text(text, f"{table}, line {number}")
     return texts
 
 
@@ -220,7 +236,7 @@ def _read_table(path: Path, folder: Path) -> dict[Path, str]:
         name, tab, text = line.partition("\t")
         if not tab:
             raise DataError(f"{path}, line {number}: no tab between a path and its text")
-        texts[folder / _inside(name.strip(), folder, f"{path}, line {number}")] = text.strip()
+        texts[folder / _inside(name.strip(), folder, f"{path}, line {number}")] = _text(text, f"{path}, line {number}")
     return texts
 
 
@@ -228,9 +244,15 @@ def _with_lines(found: AudioFolder, path: Path) -> AudioFolder:
     lines = _lines(path)
     if len(lines) != len(found.clips):
         raise DataError(f"{path}: has {len(lines)} lines for {len(found.clips)} clips; give one text each, in order")
-    return replace(
-        found, clips=tuple(replace(clip, text=line.strip()) for clip, line in zip(found.clips, lines, strict=True))
-    )
+    texts = [_text(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+    clips = tuple(replace(clip, text=text) for clip, text in zip(found.clips, texts, strict=True))
+    return replace(found, clips=clips)
+
+
+def _text(text: str, where: str) -> str:
+    if "\0" in text:
+        raise DataError(f"{where}: the text holds a zero character; mend or remove the line")
+    return text.strip()
 
 
 def _inside(name: str, root: Path, where: str) -> PurePath:
@@ -249,26 +271,13 @@ def _inside(name: str, root: Path, where: str) -> PurePath:
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = decode_text(path.read_bytes()).replace("\r\n", "\n").split("\n")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path}: is no text in UTF-8") from None
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     if lines and not lines[-1]:
         lines.pop()
     if any(len(line) > _LONGEST_TEXT for line in lines):
         raise DataError(f"{path}: has a line of more than {_LONGEST_TEXT} characters; it is no list of clips")
     return lines
-
-
-def _unique_key(parts: tuple[str, ...], taken: set[str]) -> str:
-    """A key from a relative path: no dots and nothing that a tar file or WebDataset reads in a way of its own."""
-    stem = (*parts[:-1], os.path.splitext(parts[-1])[0])
-    base = "/".join(re.sub(r"[^\w-]", "_", part) for part in stem)
-    if base.startswith("__"):
-        base = f"x{base}"
-    key, number = base, 2
-    while key in taken:
-        key, number = f"{base}-{number}", number + 1
-    taken.add(key)
-    return key

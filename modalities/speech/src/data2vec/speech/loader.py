@@ -18,7 +18,7 @@ from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
 from data2vec.speech.audio import decode, read_header
 
-EXTENSIONS = ("flac", "wav", "ogg")
+EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 SILENCE = 2.0**-30  # variance of an alternation by one step of 16 bits, with full scale at 1
 _FRAME_LABELS = re.compile(rb"(?:[0-9]{1,9} (?:-1|[0-9]{1,4})(?:\n|$))*")
 

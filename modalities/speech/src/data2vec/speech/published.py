@@ -11,6 +11,7 @@ Transformer alone, so its names lack the prefix ``encoder``; and ALiBi's scale h
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
 
@@ -20,6 +21,7 @@ from torch import Tensor
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.data2vec import Data2Vec
 
+_log = logging.getLogger(__name__)
 _FRONTEND = "frontends.speech"
 _CONVOLUTIONS = _FRONTEND + ".extractor.convolutions"
 _POSITIONS = _FRONTEND + ".positions.convolutions"
@@ -76,6 +78,10 @@ _HEADS: list[tuple[str, str]] = [
     (_AUDIO + r"decoder\.proj\.(\d+)\.(weight|bias)", r"predictors.speech.projection.\1.\2"),
 ]
 _QUERY = re.compile(r"(.*attn|.*attention)\.([qkv])_proj\.(weight|bias)")
+_INSIDE = "data2vec_audio."  # the names of a model with a head begin so, but for the head's
+_TRANSFORMERS_HEAD = re.compile(
+    r"(lm_head|projector|classifier|feature_extractor)\.(weight|bias)|layer_weights|tdnn\.\d+\..+|objective\..+"
+)
 _IGNORED = re.compile(r"_ema|.*\.num_updates")  # of training state alone
 
 
@@ -162,6 +168,9 @@ def load_published(model: Data2Vec, student: Mapping[str, Tensor], teacher: Mapp
 def load_transformers(model: Data2Vec, state: Mapping[str, Tensor]) -> None:
     """Put the weights of a ``Data2VecAudioModel`` into student and teacher; a predictor, which it has none of, stays.
 
+    Of a model with a head (``Data2VecAudioForCTC``, ``...ForSequenceClassification`` and others) the head is left out,
+    which the log says.
+
     Args:
         model: of the same shape: post-norm, ``speech.input_norm``, and ``speech.positions`` with a kernel of
             ``conv_pos_kernel_size`` and a depth of ``num_conv_pos_embeddings``.
@@ -171,8 +180,18 @@ def load_transformers(model: Data2Vec, state: Mapping[str, Tensor]) -> None:
         CheckpointError: names or shapes that do not fit; the model is then unchanged.
     """
     kept = {name: v for name, v in model.own_state().items() if name.startswith(("predictors.", "mask_tokens."))}
-    mapped = student_state(state)
+    mapped = student_state(_without_head(state))
     _load(model, kept | mapped | _as_teacher(mapped))
+
+
+def _without_head(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The model inside one with a head."""
+    if not any(name.startswith(_INSIDE) for name in state):
+        return state
+    head = sorted(name for name in state if _TRANSFORMERS_HEAD.fullmatch(name))
+    if head:
+        _log.info("left out: the head (%s)", ", ".join(head))
+    return {name.removeprefix(_INSIDE): value for name, value in state.items() if name not in head}
 
 
 def _as_teacher(mapped: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.model.encoder import Extractor, Tokens
+from data2vec.core.model.resizing import Resizable
 
 # isort: split
 # Before the first import of fairseq2, which needs a library that not every machine has.
@@ -22,7 +23,7 @@ from fairseq2.nn import BatchLayout, LearnedPositionEncoder, StandardEmbedding
 _STD = 0.02  # of embeddings at first, as BERT and the authors' code
 
 
-class TextExtractor(Extractor):
+class TextExtractor(Extractor, Resizable):
     """Each token's embedding plus that of its place, layer-normalised.
 
     Positions are fairseq2's: ``positions.weight`` is (1 + ``block``, D), row 0 stands for padding and row 1 + i for
@@ -71,6 +72,20 @@ class TextExtractor(Extractor):
         if inputs.shape[1] > self.block:
             raise ValueError(f"{inputs.shape[1]} tokens, but there are positions for {self.block}; shorten the text")
         return (inputs.shape[1],), lengths
+
+    def resized(self, name: str, value: Tensor) -> tuple[Tensor, str] | None:
+        """Positions (1 + places, D) for more or fewer places; those that both have are the same.
+
+        Further places repeat the table from its beginning, so that neighbours stay the neighbours that attention has
+        learnt, except where a copy ends (Longformer, Beltagy et al. 2020, section 5). Interpolation would move all.
+        """
+        own = self.positions.weight
+        if name != "positions.weight" or value.ndim != 2 or len(value) < 2 or value.shape[1] != own.shape[1]:
+            return None
+        places = len(value) - 1
+        kept = value[1:].repeat(-(-self.block // places), 1)[: self.block]
+        done = "cut" if self.block < places else "repeated"
+        return torch.cat([value[:1], kept]), f"positions of {places} tokens {done} to {self.block}"
 
 
 def _initialise(embedding: StandardEmbedding) -> None:

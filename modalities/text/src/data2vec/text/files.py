@@ -1,4 +1,4 @@
-"""Text files, as they become shards: which files, where documents begin and end, and the blocks they give.
+"""Text files, as they become shards: where documents begin and end, and the blocks they give.
 
 A corpus may be larger than memory. It is cut into *parts* of some 100 kB, runs of whole documents that are known by
 their places in the files; a worker reads one part at a time, and no document lies in two.
@@ -6,33 +6,23 @@ their places in the files; a worker reads one part at a time, and no document li
 
 from __future__ import annotations
 
-import glob
-import gzip
-import hashlib
 import json
-import lzma
-import os
 import re
-import shutil
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from data2vec.core.data.files import temporary_name
 from data2vec.core.errors import DataError
 from data2vec.text.loader import pack_ids
 from data2vec.text.packing import Packing, pack
+from data2vec.text.sources import TextFile, stamp_of
 from data2vec.text.tokenizer import Tokenizer
 
-PLAIN = (".txt",)
-JSON_LINES = (".jsonl", ".ndjson", ".json")
-COMPRESSED = (".gz", ".xz")
 _CHUNK = 1 << 16
+_ZERO = "holds a zero character, which no text has"
 _BLANK = re.compile(rb"\n[ \t\r]*\n")
 
 
@@ -42,24 +32,6 @@ class Documents(StrEnum):
     LINE = "line"
     BLANK = "blank"
     FILE = "file"
-
-
-@dataclass(frozen=True)
-class TextFile:
-    """One file: ``name`` relative to what was asked for; ``label``: the name of its class, None without classes."""
-
-    path: Path
-    name: str
-    label: str | None = None
-
-    @property
-    def json(self) -> bool:
-        """Whether its lines are JSON objects with a ``text``."""
-        return _suffixes(self.name)[0] in JSON_LINES
-
-    @property
-    def compressed(self) -> bool:
-        return _suffixes(self.name)[1] != ""
 
 
 @dataclass(frozen=True)
@@ -111,59 +83,6 @@ class Samples:
     documents: int = 0
 
 
-def find_text(path: Path, *, labelled: bool) -> tuple[TextFile, ...]:
-    """The text files of a folder at any depth, of a glob, or one file, in the order of their names.
-
-    A folder's files end in .txt (plain) or .jsonl, .ndjson, .json (lines of JSON), packed as .gz or .xz or not; hidden
-    ones are skipped. A file that is named itself, or by a glob, may have any other ending: it is plain.
-
-    Args:
-        path: folder, file or glob.
-        labelled: take a folder's subfolders for classes, where all files lie in some.
-
-    Raises:
-        DataError: nothing is found, or a folder has files in class subfolders and beside them.
-    """
-    if path.is_dir():
-        files = sorted(_folder_files(path), key=lambda one: one.relative_to(path).parts)
-        if not files:
-            endings = ", ".join((*PLAIN, *JSON_LINES))
-            raise DataError(f"{path}: has no text files ({endings}, also with {' or '.join(COMPRESSED)})")
-        found = [TextFile(one, one.relative_to(path).as_posix()) for one in files]
-        return _with_classes(path, found) if labelled else tuple(found)
-    if path.is_file():
-        return (TextFile(path, path.name),)
-    matches = sorted(name for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
-    if not matches:
-        raise DataError(f"{path}: no such file, folder or glob that matches a file")
-    return tuple(TextFile(Path(name), Path(name).name) for name in matches)
-
-
-def unpack(file: TextFile, folder: Path) -> TextFile:
-    """The file with its compression undone in ``folder``; it is kept there for an interrupted command to go on with.
-
-    Raises:
-        DataError: it is damaged, or there is no room.
-    """
-    if not file.compressed:
-        return file
-    digest = hashlib.sha256(f"{file.path.absolute()} {_stamp(file.path)}".encode("utf-8", "backslashreplace"))
-    target = folder / f"{digest.hexdigest()[:24]}.txt"
-    if not target.exists():
-        temporary = temporary_name(target)
-        opened = gzip.open if _suffixes(file.name)[1] == ".gz" else lzma.open
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with opened(file.path, "rb") as source, temporary.open("wb") as copy:
-                shutil.copyfileobj(source, copy, 1 << 20)
-            os.replace(temporary, target)
-        except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
-            raise DataError(f"{file.path}: cannot be unpacked into {folder} ({error})") from None
-        finally:
-            temporary.unlink(missing_ok=True)
-    return TextFile(target, file.name.removesuffix(_suffixes(file.name)[1]), file.label)
-
-
 def cut_into_parts(files: Sequence[TextFile], documents: Documents, size: int) -> tuple[TextPart, ...]:
     """Whole documents in runs of about ``size`` bytes, over the borders of files where these are smaller.
 
@@ -185,7 +104,7 @@ def cut_into_parts(files: Sequence[TextFile], documents: Documents, size: int) -
             held = 0
 
     for file in files:
-        stamp = _stamp(file.path)
+        stamp = stamp_of(file.path)
         start = 0
         for end in _ends(file, documents, size - held, size):
             spans.append(Span(file, start, end, stamp))
@@ -287,44 +206,6 @@ class TextEncoder:
         return members if label is None else {**members, "cls": str(self.class_names.index(label)).encode()}
 
 
-def _suffixes(name: str) -> tuple[str, str]:
-    """The ending that says what is in the file, and that of its compression, in lower case."""
-    stem, last = os.path.splitext(name.lower())
-    return (os.path.splitext(stem)[1], last) if last in COMPRESSED else (last, "")
-
-
-def _folder_files(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    paths: list[Path] = []
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        shown = (name for name in names if not name.startswith("."))
-        paths += [Path(root, name) for name in shown if _suffixes(name)[0] in (*PLAIN, *JSON_LINES)]
-    return paths
-
-
-def _with_classes(folder: Path, files: list[TextFile]) -> tuple[TextFile, ...]:
-    flat = sum("/" not in file.name for file in files)
-    if flat == len(files):
-        return tuple(files)
-    if flat:
-        raise DataError(
-            f"{folder}: has {flat} text files beside class subfolders with {len(files) - flat}; "
-            "move them into a class, or all into one flat folder, or pack across documents, which needs no classes"
-        )
-    return tuple(TextFile(file.path, file.name, file.name.partition("/")[0]) for file in files)
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
 def _ends(file: TextFile, documents: Documents, first: int, size: int) -> Iterator[int]:
     """Where the spans of a file end: after the first document end that lies ``first`` (then ``size``) bytes on."""
     try:
@@ -375,6 +256,8 @@ def _from_text(data: bytes, place: str, file: TextFile) -> Document | Skipped:
         text = data.decode("utf-8-sig").replace("\r\n", "\n").strip()
     except UnicodeDecodeError as error:
         return Skipped(f"{place}: is not UTF-8 (byte {error.start} of the document)")
+    if "\0" in text:
+        return Skipped(f"{place}: {_ZERO}")
     return Document(text, file.label, place) if text else Skipped(f"{place}: is empty")
 
 
@@ -390,6 +273,8 @@ def _from_json(line: bytes, place: str, file: TextFile) -> Document | Skipped:
         return Skipped(f"{place}: the line is no JSON object with a text")
     if not text.strip():
         return Skipped(f"{place}: its text is empty")
+    if "\0" in text:
+        return Skipped(f"{place}: its text {_ZERO}")
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:

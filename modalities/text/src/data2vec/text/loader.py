@@ -98,6 +98,8 @@ class TextDecoder:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
             raise SampleError(f"txt is not UTF-8 (byte {error.start} of {len(data)}); convert it") from None
+        if "\0" in text:
+            raise SampleError("txt holds a zero character, which no text has; it is binary, or UTF-16 to convert")
         ids = self.tokenizer.encode(text.strip())
         if not ids:
             raise SampleError(f"an empty document: txt of {len(data)} bytes has no tokens")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from data2vec.core.batch import Sample
 from data2vec.core.errors import CheckpointError, SampleError
 from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.modality import Decoder
 from data2vec.vision.config import Vision
+from data2vec.vision.image import file_formats, read_image
 from data2vec.vision.loader import ImageDecoder
+
+Images = str | PathLike[str] | Image.Image | Iterable[str | PathLike[str] | Image.Image]
 
 
 @dataclass(frozen=True)
@@ -48,39 +51,46 @@ class ImageEncoder:
         assert isinstance(decoder, ImageDecoder)
         return cls(loaded, decoder, layers, of)
 
-    def prepare(self, images: Sequence[str | Path | Image.Image]) -> Tensor:
+    def prepare(self, images: Images) -> Tensor:
         """(B, C, H, W) normalised pixels of files or PIL images, resized and cropped as in evaluation.
 
+        A single one is a batch of one.
+
         Raises:
-            SampleError: a file that is no image.
+            SampleError: a file that cannot be read, or that is no image.
         """
-        return torch.stack([self._prepared(image) for image in images])
+        several = [images] if isinstance(images, str | PathLike | Image.Image) else images
+        prepared = [self._prepared(number, image) for number, image in enumerate(several)]
+        size, channels = self.decoder.size, self.decoder.channels
+        return torch.stack(prepared) if prepared else torch.empty(0, channels, size, size)
 
-    def _prepared(self, image: str | Path | Image.Image) -> Tensor:
+    def _prepared(self, number: int, image: str | PathLike[str] | Image.Image) -> Tensor:
         if isinstance(image, Image.Image):
-            return self.decoder.prepare(image)
-        path = Path(image)
+            return self.decoder.prepare(image, f"image {number} of those given")
         try:
-            content = path.read_bytes()
+            content = Path(image).read_bytes()
         except OSError as error:
-            raise SampleError(f"{path}: cannot be read ({error})") from None
-        try:
-            return self.decoder(Sample(path.name, str(path), 0, {"png": content}), 0).inputs
-        except SampleError as error:
-            raise SampleError(f"{path}: {error}") from None
+            raise SampleError(f"{image}: cannot be read ({error.strerror})") from None
+        what = f"{image}:"
+        return self.decoder.prepare(read_image(content, what, file_formats()), what)
 
-    def patches(self, images: Tensor | Sequence[str | Path | Image.Image]) -> Tensor:
-        """(B, h, w, D) float32, one vector for each patch."""
+    def patches(self, images: Tensor | Images) -> Tensor:
+        """(B, h, w, D) float32, one vector for each patch; the arguments are those of a call."""
         inputs = images if isinstance(images, Tensor) else self.prepare(images)
+        if inputs.ndim == 3:
+            inputs = inputs.unsqueeze(0)
+        if not len(inputs):  # the shape is that of a batch of one
+            return self.patches(inputs.new_zeros(1, *inputs.shape[1:]))[:0]
         features = self.run.features(inputs, modality=Vision.name, layers=self.layers, of=self.of)
         grid: Tensor = features.x.unflatten(1, features.shape)
         return grid
 
-    def __call__(self, images: Tensor | Sequence[str | Path | Image.Image]) -> Tensor:
+    def __call__(self, images: Tensor | Images) -> Tensor:
         """(B, D) float32, one vector for each image: the mean over its patches.
 
         Args:
-            images: files, PIL images, or normalised pixels (B, C, H, W) as :meth:`prepare` gives them.
+            images: files, PIL images, or normalised pixels (B, C, H, W) as :meth:`prepare` gives them. A single one
+                is a batch of one, and none an empty batch.
         """
         pooled: Tensor = self.patches(images).flatten(1, 2).mean(1)
         return pooled

@@ -5,10 +5,8 @@ Shapes: B images, C channels, H x W pixels, h x w patches, T = h * w positions, 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
 
 import torch
 from timm.layers.patch_embed import PatchEmbed
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 from data2vec.core.model.attention import AttentionBias
 from data2vec.core.model.encoder import Extractor, Tokens
 from data2vec.core.model.initialisation import truncated_normal_
+from data2vec.core.model.resizing import Resizable
 
 _CLS_ENTRIES = 3  # of the bias table: from CLS to a patch, from a patch to CLS, from CLS to itself
 
@@ -57,7 +56,7 @@ def sine_positions(shape: tuple[int, int], width: int) -> Tensor:
     return row_first.roll(width // 2, dims=1)
 
 
-class SinePositions(nn.Module):
+class SinePositions(nn.Module, Resizable):
     """Fixed 2-D sine positions for any grid, kept in a buffer for the grid of training.
 
     The buffer is part of the state. Positions that were loaded from a checkpoint are used as they are; on another
@@ -72,40 +71,28 @@ class SinePositions(nn.Module):
             raise ValueError(f"2-D sine positions need a width that is a multiple of 4, got {width}")
         self.width = width
         self.grid = grid
-        self.exact = True
         self.register_buffer("positions", sine_positions(grid, width).unsqueeze(0))
 
     def forward(self, shape: tuple[int, ...]) -> Tensor:
         """(1, T, D) for the grid ``shape`` = (h, w)."""
         if tuple(shape) == self.grid:
             return self.positions
-        height, width = shape
-        if self.exact:
-            return sine_positions((height, width), self.width).unsqueeze(0).to(self.positions)
+        return self._resampled(self.positions, self.grid, (shape[0], shape[1]))
+
+    def resized(self, name: str, value: Tensor) -> tuple[Tensor, str] | None:
+        """Positions (1, T, D) of another square grid for this one."""
+        side = round(value.shape[1] ** 0.5) if value.ndim == 3 else 0
+        if value.shape != (1, side * side, self.width) or not side:
+            return None
+        return self._resampled(value, (side, side), self.grid), _resampling((side, side), self.grid)
+
+    def _resampled(self, positions: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+        if torch.allclose(positions[0].float().cpu(), sine_positions(source, self.width), atol=1e-4):
+            return sine_positions(target, self.width).unsqueeze(0).to(positions)
         resampled: Tensor = resample_abs_pos_embed(
-            self.positions, new_size=[height, width], old_size=list(self.grid), num_prefix_tokens=0
+            positions, new_size=list(target), old_size=list(source), num_prefix_tokens=0
         )
         return resampled
-
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        """Accept the positions of another square grid, resampled to this one."""
-        loaded = state_dict.get(f"{prefix}positions")
-        if isinstance(loaded, Tensor) and loaded.ndim == 3:
-            side = round(loaded.shape[1] ** 0.5)
-            source = self.grid if loaded.shape == self.positions.shape else (side, side)
-            expected = sine_positions(source, self.width) if source[0] * source[1] == loaded.shape[1] else None
-            if expected is not None and loaded.shape[-1] == self.width:
-                self.exact = torch.allclose(loaded[0].float().cpu(), expected, atol=1e-4)
-                if source != self.grid:
-                    replaced = (
-                        sine_positions(self.grid, self.width).unsqueeze(0).to(loaded)
-                        if self.exact
-                        else resample_abs_pos_embed(
-                            loaded, new_size=list(self.grid), old_size=list(source), num_prefix_tokens=0
-                        )
-                    )
-                    state_dict = {**state_dict, f"{prefix}positions": replaced}
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class PatchExtractor(Extractor):
@@ -175,11 +162,11 @@ def resample_table(table: Tensor, source: tuple[int, int], target: tuple[int, in
     return torch.cat([resampled.flatten(1).T, table[-_CLS_ENTRIES:]])
 
 
-class RelativePositionBias(AttentionBias):
+class RelativePositionBias(AttentionBias, Resizable):
     """BEiT's learned bias for each relative position of two patches, shared by all blocks (Bao et al. 2021).
 
     ``table``: ((2h - 1)(2w - 1) + 3, heads), zero at first. On another grid than ``grid`` the table is resampled
-    (bicubic), as for fine-tuning at another resolution; so is a loaded table of another square grid.
+    (bicubic), as for fine-tuning at another resolution.
     """
 
     index: Tensor
@@ -205,15 +192,18 @@ class RelativePositionBias(AttentionBias):
         first = 1 - prefix
         return table[index[first:, first:]].permute(2, 0, 1).unsqueeze(0)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
-        loaded = state_dict.get(f"{prefix}table")
-        if isinstance(loaded, Tensor) and loaded.ndim == 2 and loaded.shape != self.table.shape:
-            side = round((loaded.shape[0] - _CLS_ENTRIES) ** 0.5)
-            if side % 2 and side * side == loaded.shape[0] - _CLS_ENTRIES and loaded.shape[1] == self.heads:
-                source = ((side + 1) // 2, (side + 1) // 2)
-                state_dict = {**state_dict, f"{prefix}table": resample_table(loaded, source, self.grid)}
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+    def resized(self, name: str, value: Tensor) -> tuple[Tensor, str] | None:
+        """The table of another square grid for this one."""
+        distances = round(max(0, len(value) - _CLS_ENTRIES) ** 0.5) if value.ndim == 2 else 0
+        if not distances % 2 or value.shape != (distances**2 + _CLS_ENTRIES, self.heads):
+            return None
+        side = (distances + 1) // 2
+        return resample_table(value, (side, side), self.grid), _resampling((side, side), self.grid)
 
 
 def _entries(grid: tuple[int, int]) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1) + _CLS_ENTRIES
+
+
+def _resampling(source: tuple[int, int], target: tuple[int, int]) -> str:
+    return f"positions of {source[0]} x {source[1]} resampled to {target[0]} x {target[1]}"

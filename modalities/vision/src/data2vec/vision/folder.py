@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import os
-import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+from data2vec.core.data.folder import count_left_out, list_files, unique_key
 from data2vec.core.errors import DataError, SampleError
+from data2vec.vision.image import convert, encode, file_formats, is_grey, read_image
 
-EXTENSIONS = {".jpg": "jpg", ".jpeg": "jpg", ".png": "png", ".webp": "webp"}
-_FORMATS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-_QUALITY = 95  # of re-encoded JPEG and WebP
+# What a file's name promises. What it holds is decided by its content.
+_ENDINGS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jfif": "JPEG",
+    ".png": "PNG",
+    ".webp": "WEBP",
+    ".gif": "GIF",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".avif": "AVIF",
+}
+_MEMBERS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}  # MPO: several JPEG images, one behind another
+_BEGINNINGS = {b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG", b"RIFF": "WEBP"}
 
 
 @dataclass(frozen=True)
@@ -27,20 +40,27 @@ class ImageFile:
 
     def describe(self) -> str:
         """Changes when the file does."""
-        status = self.path.stat()
+        try:
+            status = self.path.stat()
+        except OSError as error:  # a link without a target: whoever reads it says so
+            return f"{self.key} {self.path} {self.label} {error.strerror}"
         return f"{self.key} {self.path} {self.label} {status.st_size} {status.st_mtime_ns}"
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images of a folder in the order of their paths; ``class_names`` is empty where they lie flat."""
+    """The images of a folder in the order of their paths; ``class_names`` is empty where they lie flat.
+
+    ``left_out``: how many other files there are, by ending (:class:`data2vec.core.data.folder.Listing`).
+    """
 
     images: tuple[ImageFile, ...]
     class_names: tuple[str, ...]
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
 
 def list_image_folder(folder: Path) -> ImageFolder:
-    """Find the jpg, jpeg, png and webp files of a folder, at any depth; hidden files and folders are skipped.
+    """Find the images of a folder, at any depth, by the endings of their names; links are followed.
 
     The sorted names of the subfolders that hold images are the classes. A folder without such subfolders is flat.
 
@@ -49,90 +69,68 @@ def list_image_folder(folder: Path) -> ImageFolder:
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of images")
-    paths = sorted(_image_paths(folder), key=lambda path: path.relative_to(folder).parts)
-    if not paths:
-        raise DataError(f"{folder}: has no images ({', '.join(EXTENSIONS)})")
-    tops = [path.relative_to(folder).parts for path in paths]
+    endings = tuple(ending for ending, name in _ENDINGS.items() if name in file_formats())
+    found = list_files(folder, lambda name: name.endswith(endings))
+    if not found.paths:
+        others = f"; it has {count_left_out(found.left_out)}" if found.left_out else ""
+        raise DataError(f"{folder}: has no images ({', '.join(endings)}){others}")
+    tops = [path.relative_to(folder).parts for path in found.paths]
     flat = sum(len(parts) == 1 for parts in tops)
-    if 0 < flat < len(paths):
+    if 0 < flat < len(tops):
         raise DataError(
-            f"{folder}: has {flat} images beside class subfolders with {len(paths) - flat}; "
+            f"{folder}: has {flat} images beside class subfolders with {len(tops) - flat}; "
             "move them into a class, or all into one flat folder"
         )
     class_names = () if flat else tuple(sorted({parts[0] for parts in tops}))
     numbers = {name: number for number, name in enumerate(class_names)}
     keys: set[str] = set()
     images = []
-    for path, parts in zip(paths, tops, strict=True):
-        key = _unique_key(parts, keys)
+    for path, parts in zip(found.paths, tops, strict=True):
+        key = unique_key(parts, keys)
         images.append(ImageFile(key, path, numbers[parts[0]] if class_names else None))
-    return ImageFolder(tuple(images), class_names)
+    return ImageFolder(tuple(images), class_names, found.left_out)
 
 
 def read_image_file(image: ImageFile, *, verify: bool = True, max_size: int | None = None) -> dict[str, bytes]:
-    """The members of a sample: the image as it is, and ``cls`` with its class number.
+    """The members of a sample: the image, and ``cls`` with its class number.
+
+    The image is the file as it is, under the ending of what it holds, where a shard may hold that. Any other is
+    written anew as a PNG, as the decoder sees it.
 
     Args:
         image: what to read.
-        verify: check that it is an image.
+        verify: decode it as training will.
         max_size: re-encode an image whose short side is longer than this many pixels, to this.
 
     Raises:
-        SampleError: it cannot be read, or is no image.
+        SampleError: it cannot be read, or training could not decode it.
     """
     try:
         data = image.path.read_bytes()
-        extension = EXTENSIONS[image.path.suffix.lower()]
-        if verify:
-            with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as picture:
-                picture.verify()
-        if max_size is not None:
-            data = _shrunk(data, _FORMATS[extension], max_size)
-    except MemoryError:
-        raise
-    except Exception as error:  # Pillow raises nearly everything on damaged files
-        raise SampleError(f"{image.path}: is no usable image ({error})") from None
-    return {extension: data} if image.label is None else {extension: data, "cls": str(image.label).encode()}
+    except OSError as error:
+        raise SampleError(f"{image.path}: cannot be read ({error.strerror})") from None
+    kind = _promised(image.path, data)
+    if verify or max_size is not None or kind not in _MEMBERS:
+        kind, data = _checked(data, f"{image.path}:", max_size)
+    member = _MEMBERS[kind]
+    return {member: data} if image.label is None else {member: data, "cls": str(image.label).encode()}
 
 
-def _shrunk(data: bytes, image_format: str, max_size: int) -> bytes:
-    with Image.open(io.BytesIO(data), formats=tuple(_FORMATS.values())) as picture:
-        short = min(picture.size)
-        if short <= max_size:
-            return data
-        upright = ImageOps.exif_transpose(picture)
-        if image_format == "JPEG" and upright.mode not in ("RGB", "L"):
-            upright = upright.convert("RGB")
-        width, height = (max(1, round(side * max_size / short)) for side in upright.size)
-        smaller = upright.resize((width, height), Image.Resampling.LANCZOS)
-        target = io.BytesIO()
-        smaller.save(target, image_format, **({} if image_format == "PNG" else {"quality": _QUALITY}))
-        return target.getvalue()
+def _promised(path: Path, data: bytes) -> str:
+    """The format that the first bytes say, or else the name."""
+    by_content = (kind for beginning, kind in _BEGINNINGS.items() if data.startswith(beginning))
+    return next(by_content, _ENDINGS[os.path.splitext(path.name)[1].lower()])
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    def fail(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot be read ({error.strerror})")
-
-    paths = []
-    for root, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        paths += [
-            Path(root, name)
-            for name in names
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-        ]
-    return paths
-
-
-def _unique_key(parts: tuple[str, ...], taken: set[str]) -> str:
-    """A key from a relative path: no dots and nothing that a tar file or WebDataset reads in a way of its own."""
-    stem = (*parts[:-1], os.path.splitext(parts[-1])[0])
-    base = "/".join(re.sub(r"[^\w-]", "_", part) for part in stem)
-    if base.startswith("__"):
-        base = f"x{base}"
-    key, number = base, 2
-    while key in taken:
-        key, number = f"{base}-{number}", number + 1
-    taken.add(key)
-    return key
+def _checked(data: bytes, what: str, max_size: int | None) -> tuple[str, bytes]:
+    """The format and the bytes that go into a shard."""
+    stored = read_image(data, what, file_formats())
+    image = convert(stored, 1 if is_grey(stored) else 3, what)
+    kind, short = stored.format or "", min(image.size)
+    if max_size is not None and short > max_size:
+        width, height = (max(1, round(side * max_size / short)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.LANCZOS)
+    elif kind in _MEMBERS:
+        return kind, data
+    kind = "JPEG" if kind == "MPO" else kind if kind in _MEMBERS else "PNG"
+    return kind, encode(image, kind)

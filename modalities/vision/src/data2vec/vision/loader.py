@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,9 +13,9 @@ from torchvision.transforms import InterpolationMode, v2
 
 from data2vec.core.batch import Example, Sample, decode_label
 from data2vec.core.errors import SampleError
+from data2vec.vision.image import MEMBERS, convert, read_image
 
-EXTENSIONS = ("jpg", "jpeg", "png", "webp")
-_FORMATS = ("JPEG", "PNG", "WEBP")  # no other of PIL's decoders ever runs
+EXTENSIONS = tuple(MEMBERS)
 
 
 @dataclass(frozen=True)
@@ -66,9 +64,13 @@ class ImageDecoder:
         image = self._augmented(decode_image(sample, self.channels), seed)
         return Example(self._normalised(image), label)
 
-    def prepare(self, image: Image.Image) -> Tensor:
-        """(C, size, size) float32 of a PIL image, as evaluation sees it."""
-        return self._normalised(centre_crop(_converted(image, self.channels), self.size, self.crop))
+    def prepare(self, image: Image.Image, what: str = "it") -> Tensor:
+        """(C, size, size) float32 of a PIL image, as evaluation sees it.
+
+        Raises:
+            SampleError: it cannot be decoded; the message begins with ``what``.
+        """
+        return self._normalised(centre_crop(convert(image, self.channels, what), self.size, self.crop))
 
     @cached_property
     def _steps(self) -> list[v2.Transform]:
@@ -115,35 +117,18 @@ class ImageDecoder:
 
 
 def decode_image(sample: Sample, channels: int) -> Image.Image:
-    """The sample's image as RGB (3 channels) or grey (1). Transparent parts become white; 16 bits become 8.
+    """The sample's image as RGB (3 channels) or grey (1), see :mod:`data2vec.vision.image`.
 
     Raises:
-        SampleError: no image among the members, or one that PIL cannot decode or holds to be a decompression bomb.
+        SampleError: no image among the members, or one that cannot be decoded.
     """
     extension = next((extension for extension in EXTENSIONS if extension in sample.members), None)
     if extension is None:
         found = ", ".join(sorted(sample.members)) or "none"
         raise SampleError(f"no image: members are {found}, expected one of {', '.join(EXTENSIONS)}")
     data = sample.members[extension]
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        image.load()
-        return _converted(image, channels)
-    except Exception as error:  # what PIL raises for broken files is not a closed list
-        reason = str(error).partition("<_io")[0].strip() or type(error).__name__
-        raise SampleError(f"{extension} of {len(data)} bytes is no usable image: {reason}") from None
-
-
-def _converted(image: Image.Image, channels: int) -> Image.Image:
-    if image.mode.startswith("I"):  # PIL would cut values off at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    mode = "RGB" if channels == 3 else "L"
-    return image if image.mode == mode else image.convert(mode)
+    what = f"{extension} of {len(data)} bytes"
+    return convert(read_image(data, what), channels, what)
 
 
 def centre_crop(image: Image.Image, size: int, crop: float) -> Image.Image:
