@@ -219,11 +219,11 @@ def test_files_become_shards_or_are_named(run: Any, tmp_path: Path) -> None:
                 (folder / name / f"x.{extension}").write_bytes(data)
     code, printed, err = run.tool("shard", "speech", str(folder), str(out), "--workers", "1")
     assert code == 0
-    assert "5 files skipped" in printed
-    for name in ("empty", "without audio", "text", "cut", "not finite"):
+    assert "6 files skipped" in printed
+    for name in ("empty", "without audio", "text", "cut", "silent", "not finite"):
         assert f"{folder}/{name}/x." in err
-    # Silence and clips that are too short for one model may serve another: the decoder decides.
-    kept = {"shorter than the receptive field", "silent", "class", "frames"}
+    # Clips that are too short for one model may serve another: the decoder decides.
+    kept = {"shorter than the receptive field", "class", "frames"}
     assert ShardIndex.load(out).samples == len(kept)
     assert run.tool("shard", "verify", str(out))[0] == 0
 

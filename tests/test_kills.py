@@ -12,6 +12,7 @@ import random
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
@@ -128,8 +129,9 @@ class Attempts:
         hit = False
         for process in chosen:
             if process.exitcode is None:
-                os.kill(process.pid or 0, signal.SIGKILL)
-                hit = True
+                with suppress(ProcessLookupError):  # it has ended, and the server has not told its exit code yet
+                    os.kill(process.pid or 0, signal.SIGKILL)
+                    hit = True
         trained = "update 1/" in self.log()
         until = time.monotonic() + (ENDS_WITHIN if trained else 0.5)
         for process in processes:

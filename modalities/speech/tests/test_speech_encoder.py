@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -85,29 +86,60 @@ def test_unusable_clips_are_named(run: Path, tmp_path: Path, clip: np.ndarray) -
             encoder([tmp_path / name])
     with pytest.raises(SampleError, match="one dimension"):
         encoder([np.stack([clip, clip])])
-    with pytest.raises(SampleError, match="10 samples at 16 kHz; at least 45"):
-        encoder([clip[:10]])
+    with pytest.raises(SampleError, match="clip 1 of those given: 10 samples at 16 kHz; at least 45"):
+        encoder([clip, clip[:10]])
     with pytest.raises(SampleError, match="silent"):
         encoder([np.zeros(500)])
     with pytest.raises(SampleError, match="not finite"):
         encoder([np.full(500, np.nan)])
 
 
-def test_one_clip_is_a_batch_of_one_and_none_a_batch_of_none(run: Path, tmp_path: Path, clip: np.ndarray) -> None:
-    soundfile.write(tmp_path / "noise.wav", clip, 16_000, subtype="FLOAT")
+def test_one_clip_is_a_batch_of_one_and_none_an_empty_batch(run: Path, tmp_path: Path, clip: np.ndarray) -> None:
+    path = tmp_path / "noise.wav"
+    soundfile.write(path, clip, 16_000, subtype="FLOAT")
     encoder = load_encoder(run, device="cpu")
     expected = encoder([clip])
-    for one in (clip, torch.from_numpy(clip), tmp_path / "noise.wav", str(tmp_path / "noise.wav")):
-        torch.testing.assert_close(encoder(one), expected)
-        assert [len(frames) for frames in encoder.frames(one)] == [(800 - RECEPTIVE) // HOP + 1]
-        assert [tuple(waveform.shape) for waveform in encoder.prepare(one)] == [(800,)]
-    torch.testing.assert_close(encoder(one for one in (clip, clip)), encoder(np.stack([clip, clip])))
-    assert encoder([]).shape == (0, 16)
+    for one in (path, str(path), clip, torch.from_numpy(clip), np.array([str(path)]), (c for c in [clip])):
+        assert torch.equal(encoder(one), expected)
+    for one in (path, clip):
+        assert torch.equal(encoder.features(one).x, encoder.features([one]).x)
+        assert [len(waveform) for waveform in encoder.prepare(one)] == [800]
+        assert [frames.shape for frames in encoder.frames(one)] == [((800 - RECEPTIVE) // HOP + 1, 16)]
+    rows = np.stack([clip, clip[::-1]])  # two dimensions: clips of equal length
+    assert torch.equal(encoder(rows), encoder(list(rows)))
+    for none in ([], (), iter([]), torch.zeros(0, 800)):
+        assert encoder(none).shape == (0, 16)
     assert encoder.features([]).x.shape == (0, 0, 16)
-    assert encoder.frames([]) == encoder.prepare([]) == []
-    for wrong in (3, None, [3.0], [None]):
-        with pytest.raises(SampleError, match="a clip is a path or a waveform"):
-            encoder(wrong)  # type: ignore[arg-type]
+    assert encoder.prepare([]) == encoder.frames([]) == []
+
+
+def test_integers_mean_their_own_full_scale(run: Path, clip: np.ndarray) -> None:
+    encoder = load_encoder(run, device="cpu")
+    whole = (clip * 2**15).round().clip(-(2**15), 2**15 - 1)
+    for scaled in (whole.astype(np.int16), (whole * 2**16).astype(np.int32), torch.from_numpy(whole).short()):
+        torch.testing.assert_close(encoder(scaled), encoder((whole / 2**15).astype(np.float32)), rtol=1e-5, atol=1e-6)
+    with pytest.raises(SampleError, match="silent"):
+        encoder(np.array([0, 1] * 400, dtype=np.int32))  # of full scale that is nothing
+
+
+@pytest.mark.parametrize(
+    ("clips", "message"),
+    [
+        ([None], r"clip 0 of those given: is of type NoneType; give a file's path, or a waveform"),
+        (7, "clip 0 of those given: is of type int"),
+        (b"RIFF", "is of type bytes"),
+        ([0.1, 0.2], "is of type float"),
+        (np.float32(1), "is of type float32"),
+        (torch.tensor(1.0), r"one dimension, got \(\)"),
+        (np.array([]), "clip 0 of those given: 0 samples at 16 kHz; at least 45"),
+        (np.ones(800, bool), "a waveform of bool; give floats"),
+        (torch.ones(800, dtype=torch.complex64), "a waveform of complex64; give floats"),
+        ([np.full(800, 1e300)], "not finite"),
+    ],
+)
+def test_what_is_no_clip_is_said(run: Path, clips: Any, message: str) -> None:
+    with pytest.raises(SampleError, match=message):
+        load_encoder(run, device="cpu")(clips)
 
 
 def test_no_run_is_one_clear_error(tmp_path: Path) -> None:

@@ -24,9 +24,10 @@ from data2vec.speech.containers import MAX_VALUES, complete
 RATE = 16_000  # Hz, of every published model
 _RATES = (4_000, 384_000)  # Hz, of a file
 _MAX_CHANNELS = 32
-# By libsndfile's name of a container, the extension of a member that holds one; opus is a kind of ogg. No other of
-# libsndfile's decoders ever runs on a shard.
+# By libsndfile's name of a container, the extension of a member that holds one; opus is a kind of ogg. Beside these,
+# people's files may be of those that become flac in a shard. No other of libsndfile's decoders ever runs.
 CONTAINERS = {"FLAC": "flac", "WAV": "wav", "WAVEX": "wav", "RF64": "wav", "OGG": "ogg", "MP3": "mp3"}
+CONVERTED = {"AIFF": (".aiff", ".aif", ".aifc"), "AU": (".au",), "CAF": (".caf",), "W64": (".w64",), "NIST": (".sph",)}
 _HALF_WIDTH = 10  # of the resampling filter, in samples of the lower rate on either side
 
 Waveform = NDArray[np.float32]
@@ -47,23 +48,23 @@ class Header:
         return resampled_length(self.frames, self.rate)
 
 
-def read_header(data: bytes, *, any_container: bool = False) -> Header:
+def read_header(data: bytes, *, converted: bool = False) -> Header:
     """Length, channels and rate of a flac, wav, ogg, opus or mp3 file, without decoding it.
 
     A length that the header leaves open is found; see :func:`data2vec.speech.containers.complete`.
 
     Args:
         data: the file.
-        any_container: take whatever libsndfile reads.
+        converted: take those of ``CONVERTED``, too.
 
     Raises:
         SampleError: no such file, no audio in it, cut short, or a length, rate or number of channels that cannot be
             meant.
     """
-    return _read_header(complete(data), any_container)
+    return _read_header(complete(data), converted)
 
 
-def _read_header(data: bytes, any_container: bool) -> Header:
+def _read_header(data: bytes, converted: bool) -> Header:
     import soundfile
 
     if not data:
@@ -73,8 +74,9 @@ def _read_header(data: bytes, any_container: bool) -> Header:
             header = Header(file.frames, file.channels, file.samplerate, file.format)
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise SampleError(f"{len(data)} bytes are no usable audio: {_reason(error)}") from None
-    if header.container not in CONTAINERS and not any_container:
-        raise SampleError(f"{len(data)} bytes are {header.container}; give flac, wav, ogg, opus or mp3")
+    if header.container not in CONTAINERS and not (converted and header.container in CONVERTED):
+        others = f" ({', '.join(CONVERTED).lower()})" if converted else ""
+        raise SampleError(f"{len(data)} bytes are {header.container}; give flac, wav, ogg, opus or mp3{others}")
     if header.frames < 1:
         raise SampleError("the file holds no audio")
     if not 1 <= header.channels <= _MAX_CHANNELS or not _RATES[0] <= header.rate <= _RATES[1]:
@@ -90,14 +92,14 @@ def _read_header(data: bytes, any_container: bool) -> Header:
     return header
 
 
-def decode(data: bytes, *, any_container: bool = False) -> Waveform:
+def decode(data: bytes, *, converted: bool = False) -> Waveform:
     """(L,) the file's audio, channels averaged, at 16 kHz; full scale is 1.
 
     Raises:
         SampleError: see :func:`read_header`; or the audio is damaged, cut short, or not finite.
     """
     data = complete(data)
-    header = _read_header(data, any_container)
+    header = _read_header(data, converted)
     try:
         samples = _decoder()(data)
     except (RuntimeError, ValueError, TypeError) as error:

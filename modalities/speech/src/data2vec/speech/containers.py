@@ -15,10 +15,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from data2vec.core.errors import SampleError
+from data2vec.speech.mpeg import with_count
 
 MAX_VALUES = 100_000_000  # decoded values of one file, all channels: more than an hour and a half at 16 kHz
 _UNKNOWN = 0x7FFF_0000  # bytes of audio from which a length is a placeholder: no clip of 2 GiB is ever decoded
 _BLOCK = 1 << 16  # samples in time that are decoded at once where they are only counted
+_MOST_CHUNKS = 4_096  # that are looked at: a file of millions of empty ones must not keep a loader busy
 _FLAC_TOTAL = 18  # where the 8 bytes begin whose last 36 bits are a flac file's samples in time
 _NIST_COUNTS = re.compile(rb"^(sample_count|channel_count|sample_n_bytes) -i ([0-9]{1,12})$", re.MULTILINE)
 _W64_RIFF, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"data\xf3\xac\xd3\x11"  # the first halves of their 16 bytes
@@ -35,6 +37,8 @@ def complete(data: bytes) -> bytes:
         return _wave(data)
     if kind == b"fLaC":
         return _flac(data)
+    if kind[:3] == b"ID3" or kind[:1] == b"\xff":
+        return with_count(data)
     if kind == b"OggS":
         _check_pages(data)
     elif kind == b"FORM":
@@ -120,7 +124,7 @@ def _count(data: bytes) -> int:
                 if frames * file.channels > MAX_VALUES:
                     break  # whoever reads the header refuses it
     except (soundfile.SoundFileError, RuntimeError, TypeError, ValueError):
-        raise SampleError(f"{len(data)} bytes of flac are damaged or cut short after {frames} samples") from None
+        raise SampleError(f"{len(data)} bytes of flac are damaged or cut short") from None
     return frames
 
 
@@ -150,7 +154,9 @@ def _chunks(
     ``layout``: of a chunk's head, its name and size. ``counts_itself``: the size includes the head.
     """
     head = struct.calcsize(layout)
-    while position + head <= len(data):
+    for _ in range(_MOST_CHUNKS):
+        if position + head > len(data):
+            return
         name, size = struct.unpack_from(layout, data, position)
         start = position + head
         if counts_itself:

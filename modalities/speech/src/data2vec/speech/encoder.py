@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.batch import Sample
 from data2vec.core.errors import CheckpointError, SampleError
 from data2vec.core.loading import LoadedRun, load_run
 from data2vec.core.model.data2vec import Features
+from data2vec.speech.audio import Waveform, decode
 from data2vec.speech.config import Speech
-from data2vec.speech.loader import SILENCE, AudioDecoder
+from data2vec.speech.loader import AudioDecoder
 
-Clip = str | Path | Tensor | NDArray[np.float32]
+Clip = str | PathLike[str] | Tensor | NDArray[Any]
+Clips = Clip | Iterable[Clip]
+_INTEGERS = (np.dtype(np.int16), np.dtype(np.int32))  # in which audio is kept
 
 
 @dataclass(frozen=True)
 class SpeechEncoder:
     """The teacher (or student) of a run, on the run's device.
 
-    ``layers`` and ``of`` are those of :meth:`data2vec.core.model.data2vec.Data2Vec.features`. Clips are files (flac,
-    wav, ogg, opus or mp3 at any rate) or waveforms, one-dimensional and at 16 kHz. They are used in full: nothing is
-    cropped. What a clip gives does not depend on the clips beside it. A single clip is a batch of one.
+    ``layers`` and ``of`` are those of :meth:`data2vec.core.model.data2vec.Data2Vec.features`. Clips are files, of any
+    kind and rate that ``tools/shard.py`` reads, or waveforms: one-dimensional, at 16 kHz, numbers of which 1 (or the
+    largest integer of their type) is full scale. They are used in full: nothing is cropped. What a clip gives does not
+    depend on the clips beside it. A single clip is a batch of one, and no clips are an empty batch.
     """
 
     run: LoadedRun
@@ -51,73 +56,86 @@ class SpeechEncoder:
             raise CheckpointError(f"{run}: this run has no speech, only {names}")
         decoder = speech.build_decoder(train=False)
         assert isinstance(decoder, AudioDecoder)
-        whole = replace(decoder, audio=replace(speech.audio, max_length=None))
-        return cls(loaded, whole, layers, of)
+        return cls(loaded, decoder, layers, of)
 
-    def prepare(self, clips: Clip | Iterable[Clip]) -> list[Tensor]:
+    def prepare(self, clips: Clips) -> list[Tensor]:
         """(L,) float32 of each clip: at 16 kHz and, where the run was trained so, with zero mean and unit variance.
 
         Raises:
-            SampleError: a file that cannot be decoded, or a clip that is too short or silent.
+            SampleError: a file that cannot be decoded, what is no clip, or one that is too short or silent.
         """
-        return [self._prepared(clip) for clip in _as_batch(clips)]
+        return [self._prepared(number, clip) for number, clip in enumerate(_several(clips))]
 
-    def _prepared(self, clip: Clip) -> Tensor:
-        if not isinstance(clip, (str, Path)):
-            if not isinstance(clip, (Tensor, np.ndarray)):
-                raise SampleError(f"a clip is a path or a waveform (tensor or array), not {type(clip).__name__}")
-            return self._normalised(torch.as_tensor(clip, dtype=torch.float32, device="cpu"))
-        path = Path(clip)
+    def _prepared(self, number: int, clip: Clip) -> Tensor:
+        is_file = isinstance(clip, str | PathLike)
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise SampleError(f"{path}: cannot be read ({error})") from None
-        try:
-            return self.decoder(Sample(path.name, str(path), 0, {"wav": content}), 0).inputs
+            waveform = _read(Path(clip)) if isinstance(clip, str | PathLike) else _waveform(clip)
+            if len(waveform) < self.decoder.minimum:
+                raise SampleError(f"{len(waveform)} samples at 16 kHz; at least {self.decoder.minimum} are needed")
+            return torch.from_numpy(self.decoder.normalised(waveform, 0, len(waveform)))
         except SampleError as error:
-            raise SampleError(f"{path}: {error}") from None
+            raise SampleError(f"{clip if is_file else f'clip {number} of those given'}: {error}") from None
 
-    def _normalised(self, waveform: Tensor) -> Tensor:
-        """As the decoder does it for files."""
-        if waveform.ndim != 1:
-            raise SampleError(f"a waveform must have one dimension, got {tuple(waveform.shape)}; average its channels")
-        if len(waveform) < self.decoder.minimum:
-            raise SampleError(f"{len(waveform)} samples at 16 kHz; at least {self.decoder.minimum} are needed")
-        if not torch.isfinite(waveform).all():
-            raise SampleError("the waveform holds values that are not finite")
-        variance, mean = torch.var_mean(waveform.double(), correction=0)
-        if variance < SILENCE:
-            raise SampleError(f"silent: the waveform's variance is {float(variance):.1e} of full scale")
-        return ((waveform - mean) / variance.sqrt()).float() if self.decoder.audio.normalise else waveform
-
-    def features(self, clips: Clip | Iterable[Clip]) -> Features:
+    def features(self, clips: Clips) -> Features:
         """(B, T, D) float32 of the padded batch, with the padding: one vector for each frame."""
         waveforms = self.prepare(clips)
         if not waveforms:
-            width = self.run.experiment.transformer.width
-            return Features(torch.zeros(0, 0, width), (0,), torch.zeros(0, 0, dtype=torch.bool))
+            empty = torch.zeros(0, 0, self.run.experiment.transformer.width, device=self.run.device)
+            return Features(empty, (0,), torch.zeros(0, 0, dtype=torch.bool, device=self.run.device))
         lengths = torch.tensor([len(waveform) for waveform in waveforms])
         inputs = torch.nn.utils.rnn.pad_sequence(waveforms, batch_first=True)
         return self.run.features(inputs, lengths=lengths, modality=Speech.name, layers=self.layers, of=self.of)
 
-    def frames(self, clips: Clip | Iterable[Clip]) -> list[Tensor]:
+    def frames(self, clips: Clips) -> list[Tensor]:
         """(T, D) float32 of each clip, one vector for each frame (every 20 ms in published shapes)."""
         features = self.features(clips)
         assert features.padding is not None
         return [x[~padding] for x, padding in zip(features.x, features.padding, strict=True)]
 
-    def __call__(self, clips: Clip | Iterable[Clip]) -> Tensor:
+    def __call__(self, clips: Clips) -> Tensor:
         """(B, D) float32, one vector for each clip: the mean over its frames."""
         return self.features(clips).mean()
 
 
-def _as_batch(clips: Clip | Iterable[Clip]) -> list[Clip]:
-    """One clip is a batch of one."""
-    if isinstance(clips, (str, Path)) or (isinstance(clips, (Tensor, np.ndarray)) and clips.ndim < 2):
-        return [clips]
-    if not isinstance(clips, Iterable):
-        raise SampleError(f"a clip is a path or a waveform (tensor or array), not {type(clips).__name__}")
-    return list(clips)
+def _several(clips: Clips) -> Iterable[Clip]:
+    """The clips of a batch; what is one clip, or nothing that holds some, is the batch's only one."""
+    if isinstance(clips, np.ndarray):
+        single = clips.ndim < 2 and clips.dtype.kind not in "OU"  # those hold paths
+    elif isinstance(clips, Tensor):
+        single = clips.ndim < 2
+    else:
+        single = isinstance(clips, str | PathLike | bytes) or not isinstance(clips, Iterable)
+    return cast(Iterable[Clip], [clips] if single else clips)
+
+
+def _read(path: Path) -> Waveform:
+    try:
+        return decode(path.read_bytes(), converted=True)
+    except OSError as error:
+        raise SampleError(f"cannot be read ({error.strerror})") from None
+
+
+def _waveform(clip: Tensor | NDArray[Any]) -> Waveform:
+    """(L,) float32 of one that was given as numbers.
+
+    Raises:
+        SampleError: it is of another type or shape, or not finite.
+    """
+    if isinstance(clip, Tensor):
+        clip = (clip.detach().float() if clip.is_floating_point() else clip).cpu().numpy()
+    if not isinstance(clip, np.ndarray):
+        raise SampleError(f"is of type {type(clip).__name__}; give a file's path, or a waveform as an array or tensor")
+    if clip.ndim != 1:
+        raise SampleError(f"a waveform must have one dimension, got {clip.shape}; average its channels")
+    if clip.dtype in _INTEGERS:
+        clip = clip / -float(np.iinfo(clip.dtype).min)
+    elif clip.dtype.kind != "f":
+        raise SampleError(f"a waveform of {clip.dtype}; give floats with full scale at 1, or integers of 16 or 32 bits")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is not finite
+        waveform = clip.astype(np.float32)
+    if not np.isfinite(waveform).all():
+        raise SampleError("the waveform holds values that are not finite")
+    return waveform
 
 
 def load_encoder(

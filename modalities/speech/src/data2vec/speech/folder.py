@@ -22,13 +22,12 @@ from pathlib import Path, PurePath
 from data2vec.core.data.folder import count_left_out, list_files, unique_key
 from data2vec.core.data.plain import decode_text
 from data2vec.core.errors import DataError, SampleError
-from data2vec.speech.audio import CONTAINERS, RATE, decode, read_header
+from data2vec.speech.audio import CONTAINERS, CONVERTED, RATE, decode, read_header
 from data2vec.speech.containers import complete
-from data2vec.speech.loader import EXTENSIONS
+from data2vec.speech.loader import EXTENSIONS, audible
 
-_CONVERTED = {"AIFF": (".aiff", ".aif", ".aifc"), "AU": (".au",), "CAF": (".caf",), "W64": (".w64",), "NIST": (".sph",)}
 _SUFFIXES = {f".{extension}": extension for extension in EXTENSIONS} | {".oga": "ogg", ".wave": "wav"}
-_ENDINGS = (*_SUFFIXES, *(ending for endings in _CONVERTED.values() for ending in endings))
+_ENDINGS = (*_SUFFIXES, *(ending for endings in CONVERTED.values() for ending in endings))
 _TRANSCRIPTS = ".trans.txt"
 _READ = "read as transcripts"
 _LONGEST_TEXT = 100_000  # characters
@@ -162,28 +161,26 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
 
     Args:
         clip: what to read.
-        verify: decode it, to see that it is whole; else only its header is read.
+        verify: decode it, to see that it is whole and not silent; else only its header is read.
         reencode: store what is not mono at 16 kHz as 16-bit flac that is.
 
     Raises:
-        SampleError: it cannot be read, is no audio, is cut short, or not as long as its manifest says.
+        SampleError: it cannot be read, is no audio, is cut short or silent, or not as long as its manifest says.
     """
     suffix = clip.path.suffix.lower()
     if suffix not in _ENDINGS:
         raise SampleError(f"{clip.path}: is none of {', '.join(_ENDINGS)}")
     try:
         data = complete(clip.path.read_bytes())
-        header = read_header(data, any_container=True)
-        if header.container not in (*CONTAINERS, *_CONVERTED):
-            raise SampleError(f"is {header.container}, which is none of {', '.join((*CONTAINERS, *_CONVERTED))}")
+        header = read_header(data, converted=True)
         if clip.frames is not None and clip.frames != header.frames:
             raise SampleError(f"holds {header.frames} samples, its manifest says {clip.frames}")
-        if header.container in _CONVERTED or (reencode and (header.channels, header.rate) != (1, RATE)):
+        if header.container in CONVERTED or (reencode and (header.channels, header.rate) != (1, RATE)):
             extension, data = "flac", _flac(data)
         else:
             extension = _SUFFIXES.get(suffix, CONTAINERS[header.container])
-            if verify:
-                decode(data)
+        if verify:  # what is stored, as the loader will
+            audible(decode(data))
     except OSError as error:
         raise SampleError(f"{clip.path}: cannot be read ({error.strerror})") from None
     except SampleError as error:
@@ -199,7 +196,7 @@ def read_audio_file(clip: AudioFile, *, verify: bool = True, reencode: bool = Fa
 def _flac(data: bytes) -> bytes:
     import soundfile
 
-    waveform = decode(data, any_container=True)
+    waveform = decode(data, converted=True)
     target = io.BytesIO()
     soundfile.write(target, waveform.clip(-1.0, 1.0), RATE, format="FLAC", subtype="PCM_16")
     return target.getvalue()

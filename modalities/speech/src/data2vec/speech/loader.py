@@ -16,7 +16,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
-from data2vec.speech.audio import decode, read_header
+from data2vec.speech.audio import Waveform, decode, read_header
 
 EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
 SILENCE = 2.0**-30  # variance of an alternation by one step of 16 bits, with full scale at 1
@@ -76,16 +76,23 @@ class AudioDecoder:
             segments = decode_frame_labels(sample, len(waveform))
         except SampleError as error:  # they serve a probe; the clip itself can be used
             unused["frames"] = str(error)
-        variance = float(waveform.var(dtype=np.float64))
-        if variance < SILENCE:
-            raise SampleError(f"silent: its variance is {variance:.1e} of full scale, below {SILENCE:.1e}")
         start, length = self._crop(len(waveform), seed)
-        inputs = waveform[start : start + length]
-        if self.audio.normalise:
-            mean = waveform.mean(dtype=np.float64)
-            inputs = ((inputs - mean) / np.sqrt(variance)).astype(np.float32)
+        inputs = self.normalised(waveform, start, length)
         labels = None if segments is None else self._rasterised(segments, start, length)
-        return Example(torch.from_numpy(inputs.copy()), label, labels, unused)
+        return Example(torch.from_numpy(inputs), label, labels, unused)
+
+    def normalised(self, waveform: Waveform, start: int, length: int) -> Waveform:
+        """(length,) a copy of what begins at ``start``, scaled as ``audio.normalise`` says by the whole (L,) waveform.
+
+        Raises:
+            SampleError: the waveform is silent.
+        """
+        variance = audible(waveform)
+        part = waveform[start : start + length]
+        if not self.audio.normalise:
+            return part.copy()
+        scaled: Waveform = ((part - waveform.mean(dtype=np.float64)) / np.sqrt(variance)).astype(np.float32)
+        return scaled
 
     def _crop(self, length: int, seed: int) -> tuple[int, int]:
         """First sample and length of what is kept."""
@@ -100,6 +107,18 @@ class AudioDecoder:
         centres = start + self.hop * np.arange(frames) + self.receptive // 2
         number = np.searchsorted(segments[:, 0], centres, side="right")
         return torch.from_numpy(np.concatenate([[-1], segments[:, 1]])[number])
+
+
+def audible(waveform: Waveform) -> float:
+    """The variance of a (L,) waveform.
+
+    Raises:
+        SampleError: it is silent, so that no model could learn from it.
+    """
+    variance = float(waveform.var(dtype=np.float64))
+    if variance < SILENCE:
+        raise SampleError(f"silent: its variance is {variance:.1e} of full scale, below {SILENCE:.1e}")
+    return variance
 
 
 def collate_audio(
