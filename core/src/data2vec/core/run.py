@@ -21,7 +21,13 @@ from data2vec.core.evaluation.run import evaluate_model, quick_evaluation
 from data2vec.core.loading import CONFIGURATION, load_run
 from data2vec.core.lock import only_writer
 from data2vec.core.overrides import apply_overrides, to_yaml, validate
-from data2vec.core.preparation import open_data, with_assets, with_sample_data, write_sample_data
+from data2vec.core.preparation import (
+    open_data,
+    warn_of_small_cache,
+    with_assets,
+    with_sample_data,
+    write_sample_data,
+)
 from data2vec.core.resuming import find_checkpoint
 from data2vec.core.training.build import build_engine, build_model, measure
 from data2vec.core.training.display import ConsoleDisplay
@@ -173,6 +179,7 @@ def _train_and_evaluate(
     with ranks.together():
         train, validation = open_data(experiment, folder / "cache")
         if ranks.first:
+            warn_of_small_cache(train)
             experiment = with_assets(experiment, train, validation, folder, started=continued is not None)
     if not ranks.first:
         with ranks.together():

@@ -31,12 +31,16 @@ Progress = Callable[[int, int], None]  # (shards counted, shards to count)
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: a local path or URL, its file name, its samples (broken ones included), its entry in an index."""
+    """One shard: a local path or URL, its file name, its samples (broken ones included), its entry in an index.
+
+    ``size``: bytes.
+    """
 
     location: str
     name: str
     samples: int
-    info: ShardInfo | None = None
+    info: ShardInfo | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,10 @@ class ShardSet:
         """Changes when a shard's name, place in the order or number of samples does."""
         text = "\n".join(f"{shard.name} {shard.samples}" for shard in self.shards)
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+    def working_set(self, shards: int) -> list[int]:
+        """Sizes of the ``shards`` largest, of those that are fetched."""
+        return sorted(shard.size for shard in self.shards if is_url(shard.location))[-shards:]
 
     def remark(self, kind: str, line: str) -> None:
         """Log a line, unless one of its kind has been."""
@@ -126,22 +134,22 @@ def open_shards(
             _check_size(location, info)
 
     unknown = [location for location, _, info in found if info is None]
-    counted: dict[str, int] = {}
+    counted: dict[str, tuple[int, None, int]] = {}  # as a shard is described
     problems: list[str] = []
 
-    def count(location: str) -> tuple[int, list[str]]:
+    def count(location: str) -> tuple[tuple[int, None, int], list[str]]:
         with _held(location, None, cache) as path:
-            samples = scan(path)
-        return len(samples), [] if inputs is None else unusable(location, map(inputs.present, samples))
+            samples, size = scan(path), path.stat().st_size
+        return (len(samples), None, size), [] if inputs is None else unusable(location, map(inputs.present, samples))
 
     if unknown:
-        for done, (location, (samples, lines)) in enumerate(zip(unknown, _in_threads(count, unknown), strict=True)):
-            counted[location] = samples
+        for done, (location, (described, lines)) in enumerate(zip(unknown, _in_threads(count, unknown), strict=True)):
+            counted[location] = described
             problems += lines
             progress(done + 1, len(unknown))
-        check_share(repr(spec), sum(counted.values()), problems, max_broken)
+        check_share(repr(spec), sum(samples for samples, *_ in counted.values()), problems, max_broken)
     shards = (
-        Shard(location, name, counted[location] if info is None else info.samples, info)
+        Shard(location, name, info.samples, info, info.bytes) if info else Shard(location, name, *counted[location])
         for location, name, info in found
     )
     return ShardSet(spec, tuple(shards), next(iter(names), ()), cache, inputs)

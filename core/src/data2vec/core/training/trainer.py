@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.config import Experiment, StudentSees, TrainConfig
+from data2vec.core.config import Experiment, StudentSees
 from data2vec.core.data.pipeline import BrokenCounter, TrainData
 from data2vec.core.errors import CheckpointError, Data2VecError, RankLostError, TrainingError
 from data2vec.core.evaluation.rank import effective_rank
@@ -30,6 +30,7 @@ from data2vec.core.model.mask import Mask
 from data2vec.core.model.random import derive
 from data2vec.core.model.teacher import decay
 from data2vec.core.training import checkpoint
+from data2vec.core.training.clock import Clock
 from data2vec.core.training.engine import Engine, Shares
 from data2vec.core.training.monitor import HealthCheck, Monitor
 from data2vec.core.training.saver import Saver
@@ -81,33 +82,6 @@ class Progress:
     positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     best: float | None = None
-
-
-class Clock:
-    """Seconds of training, and what falls due by them."""
-
-    def __init__(self, train: TrainConfig, before: float) -> None:
-        """Begin now; ``before``: seconds that the run has taken already."""
-        self.train, self._before = train, before
-        self._started = self._saved = time.monotonic()
-
-    def seconds(self) -> float:
-        return self._before + time.monotonic() - self._started
-
-    def saved(self) -> None:
-        self._saved = time.monotonic()
-
-    @property
-    def is_up(self) -> bool:
-        """Whether ``train.max_minutes`` have passed."""
-        limit = self.train.max_minutes
-        return limit is not None and time.monotonic() - self._started >= 60.0 * limit
-
-    @property
-    def save_is_due(self) -> bool:
-        """Whether ``train.checkpoint_minutes`` have passed since the last save."""
-        limit = self.train.checkpoint_minutes
-        return limit is not None and time.monotonic() - self._saved >= 60.0 * limit
 
 
 class Trainer:
@@ -185,10 +159,7 @@ class Trainer:
                     self._judge_broken()
                 best = False
                 if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
-                    with self.ranks.together(), monitor.paused():
-                        scores = self.evaluate()
-                        best = self._is_best(scores)
-                        monitor.write({"update": progress.update, **scores})
+                    best = self._evaluated(self.evaluate, monitor)
                 stopping = last or ending is not Ending.FINISHED
                 saving = stopping or best or due or self._due(train.checkpoint_every)
                 # Also before a save: no update is saved that has not passed the health check.
@@ -320,6 +291,24 @@ class Trainer:
 
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.progress.update % (every or 1) == 0
+
+    def _evaluated(self, evaluate: Callable[[], Mapping[str, float]], monitor: Monitor) -> bool:
+        """Note the scores of this update; returns whether they are the best.
+
+        There are none where the run is to stop: a shard that evaluation has to wait for is given up.
+        """
+        try:
+            with self.ranks.together(), monitor.paused():
+                scores = evaluate()
+                best = self._is_best(scores)
+                monitor.write({"update": self.progress.update, **scores})
+        except RankLostError:
+            raise
+        except Data2VecError:
+            if not any(self.ranks.sum([self.stop_requested()])):
+                raise
+            return False
+        return best
 
     def _is_best(self, scores: Mapping[str, float]) -> bool:
         """Whether ``train.keep_best`` is higher than ever.

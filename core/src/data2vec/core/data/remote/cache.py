@@ -69,6 +69,17 @@ class ShardCache:
                 raise self._not_kept(url, error) from None
             yield path
 
+    def room(self) -> int:
+        """Bytes that fetched shards may take at once, those that are here included.
+
+        Raises:
+            DataError: there can be none in this folder.
+        """
+        try:
+            return Store(self.folder, self.max_bytes).room()
+        except OSError as error:
+            raise DataError(f"{self.folder}: no shards can be kept there ({error.strerror or error})") from None
+
     def fetch(self, url: str, info: ShardInfo | None = None) -> Path:
         """As :meth:`hold`, but another process may remove the copy at any time."""
         with self.hold(url, info) as path:

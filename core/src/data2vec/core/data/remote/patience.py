@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing.sharedctypes import RawValue
 from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, TypeVar
@@ -25,8 +27,21 @@ class TooLongError(Exception):
     """The time for one shard is over."""
 
 
+class Flag:
+    """A switch that a process shares with those it starts. It has no lock, so signal handlers may set it."""
+
+    def __init__(self) -> None:
+        self._value = RawValue(ctypes.c_bool, False)
+
+    def set(self) -> None:
+        self._value.value = True
+
+    def is_set(self) -> bool:
+        return bool(self._value.value)
+
+
 def stop_when(ended: Callable[[], bool]) -> None:
-    """Let this process's fetches end as soon as ``ended`` is true."""
+    """Let the fetches of this process, and of those it forks from now on, end as soon as ``ended`` is true."""
     _ends.append(ended)
 
 

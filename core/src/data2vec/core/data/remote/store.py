@@ -6,6 +6,9 @@ All of it lies in one folder of its own below the one that a user names. For eac
     STEM.json   the record: what was written, how long it is, and whether it is complete
     STEM.lock   held by whoever fetches the shard (alone) or opens it (shared)
 
+and for all of them ``room.lock``, held while room is counted, and ``growing.lock``, held by the one fetch whose size
+nobody knows.
+
 A file is ours where a record says so and it still is as it was written: inode, size and time. Nothing else is ever
 removed or overwritten, whatever its name; a shard whose name is taken gets another. A record holds numbers alone, so
 that none leads to a file elsewhere. Locks end with their process: an incomplete shard that nobody holds was left
@@ -24,7 +27,7 @@ import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -172,8 +175,20 @@ class Store:
                 "free some room, or set data.cache to a larger disk"
             )
 
-    def set_aside(self, name: str, record: Record, need: int) -> bool:
-        """Note that a shard will take ``need`` bytes, and make room; false while other processes' fetches have it.
+    def room(self) -> int:
+        """Bytes that shards may take, those that are here included."""
+        with self._folder_locked():
+            return self._room(self._survey().here)
+
+    def _room(self, here: int) -> int:
+        there = here + shutil.disk_usage(self.path).free
+        return there * 9 // 10 if self.max_bytes is None else min(self.max_bytes, there)
+
+    def set_aside(self, name: str, record: Record, need: int, wish: int = 0) -> int:
+        """Note that a shard will take ``need`` bytes, and make room; up to ``wish`` bytes where there is room anyway.
+
+        Returns:
+            How many, or 0 while other processes' fetches have the room.
 
         Raises:
             DataError: it never fits.
@@ -181,8 +196,7 @@ class Store:
         with self._folder_locked():
             others = self._survey(name)
             own = status_of(self.path / f"{name}.tar")
-            there = others.here + (own.st_size if own else 0) + shutil.disk_usage(self.path).free
-            limit = there * 9 // 10 if self.max_bytes is None else min(self.max_bytes, there)
+            limit = self._room(others.here + (own.st_size if own else 0))
             used = others.used
             for _, other, size in others.whole:
                 if used + need <= limit:
@@ -190,15 +204,20 @@ class Store:
                 if self._evict(other):
                     used -= size
             if used + need <= limit:
-                self.record(name, replace(record, bytes=need))
-                return True
+                granted = max(need, min(wish, limit - used))
+                self.record(name, replace(record, bytes=granted))
+                return granted
             if need <= limit:  # what has the rest is being fetched or opened, and can be removed later
-                return False
+                return 0
         bound = f"data.cache_gb={self.max_bytes / 1e9:g}" if self.max_bytes == limit else f"{limit} bytes of free room"
         raise DataError(
             f"{self.path}: a shard of {need} bytes does not fit into {bound}; raise data.cache_gb, free room, or set "
             "data.cache to a larger disk"
         )
+
+    def growing(self, pause: Pause) -> AbstractContextManager[None]:
+        """Hold the lock of the fetch that takes room as it goes on."""
+        return self._held("growing", fcntl.LOCK_EX, pause)
 
     @contextmanager
     def _held(self, name: str, mode: int, pause: Pause) -> Iterator[None]:
@@ -301,21 +320,37 @@ class Writing:
     def __init__(self, store: Store, name: str, number: int, pause: Pause) -> None:
         self._store, self._name, self._number, self._pause = store, name, number, pause
         self._record = Record(os.fstat(number).st_ino, 0)
+        self._growing: ExitStack | None = None
         self.path = store.path / f"{name}.tar"
         self.done = 0
 
-    def reserve(self, size: int) -> None:
-        """Set room aside for so many bytes in all; waits while other processes' fetches have it."""
+    def expect(self, size: int | None) -> None:
+        """Set room aside for so many bytes in all; None: for what comes, as it comes.
+
+        What takes room bit by bit holds some while it waits for more. Two such fetches could wait for each other, so
+        there is one at a time, and those of known size wait before they hold any.
+        """
+        if size is not None:
+            self._reserve(size)
+        elif self._growing is None:
+            self._record = replace(self._record, bytes=self.done)  # an earlier try may have set more aside
+            self._store.record(self._name, self._record)
+            held = ExitStack()
+            held.enter_context(self._store.growing(self._pause))
+            self._growing = held
+
+    def _reserve(self, size: int, wish: int = 0) -> None:
+        """Set room aside; waits while other processes' fetches have it."""
         if size <= self._record.bytes:
             return
-        while not self._store.set_aside(self._name, self._record, size):
+        while not (granted := self._store.set_aside(self._name, self._record, size, wish)):
             self._pause(_POLL)
-        self._record = replace(self._record, bytes=size)
+        self._record = replace(self._record, bytes=granted)
 
     def write(self, data: bytes) -> None:
         """Append, removing other shards where the disk is full."""
         if self.done + len(data) > self._record.bytes:  # nobody said how long it is
-            self.reserve(max(2 * self.done, self.done + len(data)))
+            self._reserve(self.done + len(data), wish=2 * self.done)
         rest = memoryview(data)
         while rest:
             written = self._store.relieved(lambda rest=rest: write_some(self._number, rest))  # type: ignore[misc]
@@ -341,6 +376,8 @@ class Writing:
     def close(self, *, keep: bool) -> None:
         """End writing; what is incomplete is removed."""
         os.close(self._number)
+        if self._growing is not None:
+            self._growing.close()
         if not keep:
             self._store._remove(self._name, self._record)
 

@@ -64,7 +64,8 @@ def get_small(url: str, limits: Limits, parse: Callable[[bytes], T]) -> T | None
         try:
             return parse(bytes(content))
         except DataError as error:
-            raise _WrongError(f"{error}{_page(bytes(content[:512]))}") from None
+            reason = str(error).removeprefix(masked(f"{url}: "))  # which the error of the fetch names
+            raise _WrongError(f"{reason}{_page(bytes(content[:512]))}") from None
 
     try:
         return _tried(url, limits, take, Patience(limits.seconds), lambda: 0)
@@ -87,7 +88,7 @@ def get_shard(url: str, info: ShardInfo | None, writing: Writing, limits: Limits
             writing.restart()
         if body.size is not None and (body.size > limit or (info and body.size != info.bytes)):
             raise _WrongError(_other_size(str(body.size), info, limit))
-        writing.reserve(body.size or (info.bytes if info else 0))
+        writing.expect(info.bytes if info else body.size)
         while chunk := read():
             if writing.done + len(chunk) > limit:
                 raise _WrongError(_other_size(f"more than {limit}", info, limit))
