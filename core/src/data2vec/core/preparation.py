@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 import logging
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +100,7 @@ def warn_of_small_cache(train: Mapping[str, TrainData]) -> None:
         return
     bounded = room == cache.max_bytes
     fitting = max((shards for shards in range(window) if needed(shards)[1] <= room), default=0)
-    need = f"{math.ceil(size / 10**6) / 1000:g}"  # rounded up: it is what data.cache_gb has to be
+    need = _rounded_up(size)
     advice = (
         f"raise data.cache_gb to at least {need}" if bounded else "free room there, or set data.cache to another disk"
     )
@@ -114,6 +113,12 @@ def warn_of_small_cache(train: Mapping[str, TrainData]) -> None:
         "(data.shuffle_shards=%d), so that the same ones are fetched again and again; %s",
         limit, has, need, count, window, advice,
     )  # fmt: skip
+
+
+def _rounded_up(size: int) -> str:
+    """Bytes as GB in three digits that are enough for them."""
+    digit = 10 ** max(0, len(str(size)) - 3)
+    return f"{-(-size // digit) * digit / 10**9:g}"
 
 
 def with_assets(

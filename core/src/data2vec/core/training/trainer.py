@@ -153,13 +153,14 @@ class Trainer:
                     values, samples, waited = updated
                     monitor.add(progress.update, values, samples=samples, waited=waited, modality=name)
                     progress.seconds = clock.seconds()
-                    ending, due = self._ending(clock)
                 last = progress.update == train.updates
                 if last:
                     self._judge_broken()
                 best = False
                 if updated is not None and self.evaluate and (last or self._due(self.experiment.evaluation.every)):
                     best = self._evaluated(self.evaluate, monitor)
+                if updated is not None:
+                    ending, due = self._ending(clock)
                 stopping = last or ending is not Ending.FINISHED
                 saving = stopping or best or due or self._due(train.checkpoint_every)
                 # Also before a save: no update is saved that has not passed the health check.

@@ -1,0 +1,34 @@
+"""The time that a run has taken."""
+
+from __future__ import annotations
+
+import time
+
+from data2vec.core.config import TrainConfig
+
+
+class Clock:
+    """Seconds of training, and what falls due by them."""
+
+    def __init__(self, train: TrainConfig, before: float) -> None:
+        """Begin now; ``before``: seconds that the run has taken already."""
+        self.train, self._before = train, before
+        self._started = self._saved = time.monotonic()
+
+    def seconds(self) -> float:
+        return self._before + time.monotonic() - self._started
+
+    def saved(self) -> None:
+        self._saved = time.monotonic()
+
+    @property
+    def is_up(self) -> bool:
+        """Whether ``train.max_minutes`` have passed."""
+        limit = self.train.max_minutes
+        return limit is not None and time.monotonic() - self._started >= 60.0 * limit
+
+    @property
+    def save_is_due(self) -> bool:
+        """Whether ``train.checkpoint_minutes`` have passed since the last save."""
+        limit = self.train.checkpoint_minutes
+        return limit is not None and time.monotonic() - self._saved >= 60.0 * limit
