@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import http.server
 import os
-import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -15,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.data.shards.braces import expand
-from data2vec.core.data.shards.fetch import ShardCache
 from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.data.shards.locate import resolve
 from data2vec.core.data.shards.opened import open_shards
+from data2vec.core.data.shards.remote.cache import ShardCache
 from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.errors import DataError
 
@@ -45,6 +41,12 @@ def test_every_way_to_name_local_shards(folder: Path) -> None:
 
 def test_urls_are_expanded_and_not_looked_up() -> None:
     assert resolve("https://host/a-{08..10}.tar?x=1") == [f"https://host/a-{n}.tar?x=1" for n in ("08", "09", "10")]
+    assert resolve("s3://bucket/a-{0..1}.tar::hf://datasets/me/set/b.tar") == [
+        "s3://bucket/a-0.tar", "s3://bucket/a-1.tar", "hf://datasets/me/set/b.tar",
+    ]  # fmt: skip
+    for wrong in ("s3://bucket", "s3:///a.tar", "gs://bucket/", "s3://a b/c.tar", "https://"):
+        with pytest.raises(DataError, match=r"is no (address|URL) such as"):
+            resolve(wrong)
     assert resolve("http://[::1]:80/a.tar::http://[::1]:80/b.tar") == ["http://[::1]:80/a.tar", "http://[::1]:80/b.tar"]
 
 
@@ -72,14 +74,15 @@ def test_naming_nothing_is_an_error(spec: str) -> None:
         resolve(spec)
 
 
-@pytest.mark.parametrize("spec", ["pipe:touch {}", "pipe: touch {}", "x.tar::pipe:touch {}", "s3://b/a.tar",
+@pytest.mark.parametrize("spec", ["pipe:touch {}", "pipe: touch {}", "x.tar::pipe:touch {}", "sftp://b/a.tar",
 "file:///a",
-                                  "ftp://h/a.tar", "gs://b/a", "htdb:x"])  # fmt: skip
+                                  "ftp://h/a.tar", "abfs://b/a", "htdb:x",
+                                  "simplecache::s3://b/a.tar", "s3://b/a.tar::memory://a", "S3://b/a.tar"])  # fmt: skip
 def test_other_schemes_execute_nothing(tmp_path: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "x.tar").touch()
     victim = tmp_path / "executed"
-    with pytest.raises(DataError, match="nothing else is opened or executed"):
+    with pytest.raises(DataError, match=r"nothing else is opened or executed|no shard matches 'simplecache'"):
         resolve(spec.format(victim))
     assert not victim.exists()
 
@@ -93,144 +96,9 @@ def test_any_text_is_a_list_or_one_error(text: str) -> None:
     assert found
 
 
-class Handler(http.server.SimpleHTTPRequestHandler):
-    """Serves a folder with validators and ranges; may cut bodies short or fail a few times first."""
-
-    requests: list[tuple[str, str | None]]
-    failures: list[int | str]
-
-    def do_GET(self) -> None:
-        self.requests.append((self.path, self.headers.get("Range")))
-        failure = self.failures.pop(0) if self.failures else None
-        if isinstance(failure, int):
-            self.send_error(failure)
-            return
-        path = Path(self.translate_path(self.path))
-        if failure == "redirect":
-            self.send_response(302)
-            self.send_header("Location", f"file://{path}")
-            self.end_headers()
-            return
-        if not path.is_file():
-            self.send_error(404)
-            return
-        content = path.read_bytes()
-        start = int(self.headers["Range"][6:-1]) if self.headers.get("If-Range") == '"v1"' else 0
-        self.send_response(206 if start else 200)
-        self.send_header("ETag", '"v1"')
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
-        end = start + (len(content) - start) // 2 if failure == "cut" else len(content)
-        self.wfile.write(content[start:end])
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-class Server:
-    def __init__(self, folder: Path) -> None:
-        self.requests: list[tuple[str, str | None]] = []
-        self.failures: list[int | str] = []
-        attributes = {"requests": self.requests, "failures": self.failures}
-        handler = type("Bound", (Handler,), attributes)
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), lambda *a: handler(*a, directory=str(folder)))
-        self.url = f"http://127.0.0.1:{self.http.server_port}"
-
-    def count(self, name: str) -> int:
-        return sum(path == f"/{name}" for path, _ in self.requests)
-
-
-@pytest.fixture
-def server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    running = Server(folder)
-    thread = threading.Thread(target=running.http.serve_forever, args=(0.02,))
-    thread.start()
-    yield running
-    running.http.shutdown()
-    thread.join()
-    running.http.server_close()
-
-
 @pytest.fixture
 def cache(tmp_path: Path) -> ShardCache:
-    return ShardCache(tmp_path / "cache", pause=0.01, timeout=5)
-
-
-def test_remote_shards_with_an_index_are_fetched_when_they_are_read(
-    server: Server, folder: Path, cache: ShardCache
-) -> None:
-    shards = open_shards(f"{server.url}/train-{{000000..000002}}.tar", "toy", cache)
-    assert shards.counts == (2, 2, 2)
-    assert server.requests == [(f"/{INDEX_NAME}", None)]
-    assert shards.path(1).read_bytes() == (folder / "train-000001.tar").read_bytes()
-    assert shards.path(1) == shards.path(1)
-    assert [server.count(f"train-00000{i}.tar") for i in range(3)] == [0, 1, 0]
-    assert sorted(path.suffix for path in cache.folder.iterdir()) == [".lock", ".tar"]
-
-
-def test_remote_shards_without_an_index_are_counted(server: Server, folder: Path, cache: ShardCache) -> None:
-    (folder / INDEX_NAME).unlink()
-    steps: list[tuple[int, int]] = []
-    shards = open_shards(f"{server.url}/train-{{000000..000002}}.tar", "toy", cache, lambda *step: steps.append(step))
-    assert shards.counts == (2, 2, 2)
-    assert steps == [(1, 3), (2, 3), (3, 3)]
-    assert shards.path(0).exists()
-    assert server.count("train-000000.tar") == 1
-
-
-def test_a_broken_connection_goes_on_where_it_broke(server: Server, folder: Path, cache: ShardCache) -> None:
-    server.failures += ["cut", 503, "cut"]
-    path = cache.fetch(f"{server.url}/train-000000.tar")
-    original = (folder / "train-000000.tar").read_bytes()
-    assert path.read_bytes() == original
-    half = len(original) // 2
-    assert [range_ for _, range_ in server.requests][:3] == [None, f"bytes={half}-", f"bytes={half}-"]
-
-
-def test_fetching_is_given_up_with_one_error(server: Server, cache: ShardCache) -> None:
-    server.failures += [500] * 4
-    with pytest.raises(DataError, match=r"train-000000\.tar: cannot be fetched, 4 tries: the server answers 500"):
-        cache.fetch(f"{server.url}/train-000000.tar")
-    with pytest.raises(DataError, match=r"no\.tar: the server answers 404 .*; check the address"):
-        cache.fetch(f"{server.url}/no.tar")
-    assert server.count("no.tar") == 1
-    server.failures.append("redirect")
-    with pytest.raises(DataError, match="not allowed"):
-        cache.fetch(f"{server.url}/train-000000.tar")
-    assert not list(cache.folder.glob("*.tar"))
-
-
-def test_a_shard_that_is_not_what_the_index_says_is_refused(server: Server, folder: Path, cache: ShardCache) -> None:
-    shards = open_shards(f"{server.url}/train-000000.tar", "toy", cache)
-    path = folder / "train-000000.tar"
-    content = bytearray(path.read_bytes())
-    content[600] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(DataError, match="SHA-256"):
-        shards.path(0)
-    path.write_bytes(content + b"more")
-    with pytest.raises(DataError, match=r"index\.json says"):
-        shards.path(0)
-    assert not list(cache.folder.glob("*.tar"))
-
-
-def test_several_readers_fetch_once(server: Server, cache: ShardCache) -> None:
-    with ThreadPoolExecutor(6) as pool:
-        paths = set(pool.map(cache.fetch, [f"{server.url}/train-000000.tar"] * 6))
-    assert len(paths) == 1
-    assert server.count("train-000000.tar") == 1
-
-
-def test_the_oldest_shard_is_evicted(server: Server, folder: Path, cache: ShardCache) -> None:
-    size = (folder / "train-000000.tar").stat().st_size
-    small = ShardCache(cache.folder, max_bytes=2 * size)
-    first, second = (small.fetch(f"{server.url}/train-00000{i}.tar") for i in range(2))
-    os.utime(first, (1, 1))
-    small.fetch(f"{server.url}/train-000000.tar")  # used again: now the newest
-    os.utime(second, (2, 2))
-    third = small.fetch(f"{server.url}/train-000002.tar")
-    assert sorted(small.folder.glob("*.tar")) == sorted([first, third])
+    return ShardCache(tmp_path / "cache")
 
 
 def test_sets_that_do_not_fit_are_refused(folder: Path, cache: ShardCache, tmp_path: Path) -> None:

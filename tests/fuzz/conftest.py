@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from data2vec.core.data.shards import fetch
-from data2vec.core.data.shards.fetch import ShardCache
+from data2vec.core.data.shards.remote import http, transfer
+from data2vec.core.data.shards.remote.body import TroubleError
 from data2vec.core.testing import load_module
 
 material = load_module("fuzz_material", Path(__file__).with_name("material.py"))
@@ -24,11 +24,16 @@ class Offline:
         raise ConnectionRefusedError(f"no network for {request.full_url}")
 
 
+def _offline(url: str, offset: int, version: str, timeout: float) -> Any:
+    raise TroubleError(f"no network for {url}")
+
+
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """No waiting, and no network."""
-    monkeypatch.setattr(ShardCache, "_wait", lambda self, attempt: None)
-    monkeypatch.setattr(fetch, "_opener", Offline)
+    monkeypatch.setattr(transfer, "wait", lambda *_: None)
+    monkeypatch.setattr(http, "_opener", Offline)
+    monkeypatch.setattr(transfer, "open_object", _offline)  # the libraries of object stores look for credentials
 
 
 @pytest.fixture(scope="session")

@@ -118,8 +118,7 @@ def _as_files(data: TrainData, folder: Path, most: int) -> list[Path]:
     folder.mkdir()
     files: list[Path] = []
     for number in range(len(data.shards.shards)):
-        path = data.shards.path(number)
-        with path.open("rb") as tar:
+        with data.shards.held(number) as path, path.open("rb") as tar:
             for entry in scan(path)[: most - len(files)]:
                 members = read(tar.fileno(), entry, path.name).members
                 extension = next((e for e in Vision.extensions if e in members), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 _LONGEST_LINE = 400
@@ -28,7 +29,10 @@ class ConfigError(Data2VecError):
 
 
 class DataError(Data2VecError):
-    """A shard, an index or a list of shards cannot be used."""
+    """A shard, an index or a list of shards cannot be used. Its text never shows what gives access to a server."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(masked(message))
 
 
 class SampleError(Data2VecError):
@@ -53,3 +57,12 @@ class PeerError(TrainingError):
 
 class RankLostError(TrainingError):
     """A process that trains with this one has ended, so that nothing can be exchanged any more."""
+
+
+_USER = re.compile(r"(?<=://)[^/\s@'\"?]*@")
+_QUERY = re.compile(r"(\b(?:http|https)://[^\s?'\"]*)\?[^\s'\"]*?(?=[:;,.)\]]*(?:[\s'\"]|$))")
+
+
+def masked(text: str) -> str:
+    """A text without the passwords and the signatures of the URLs in it."""
+    return _QUERY.sub(r"\1?***", _USER.sub("***@", text))

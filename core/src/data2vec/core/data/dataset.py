@@ -20,9 +20,10 @@ from typing import Self
 import numpy as np
 
 from data2vec.core.batch import Batch
-from data2vec.core.data.shards.fetch import ShardCache
 from data2vec.core.data.shards.inputs import Inputs
 from data2vec.core.data.shards.opened import Progress, ShardSet, open_shards
+from data2vec.core.data.shards.remote.cache import ShardCache
+from data2vec.core.data.shards.remote.transfer import Limits
 from data2vec.core.data.stream.lengths import LengthBatches
 from data2vec.core.data.stream.order import EpochOrder, Integers, permutation
 from data2vec.core.data.stream.reading import ShardDataset
@@ -60,17 +61,17 @@ class ShardData:
         """Find and check the shards, before anything is trained.
 
         Args:
-            spec: a folder, path, glob, brace list or http(s) URL, or several joined by ``::``.
+            spec: a folder, path, glob, brace list or URL, or several joined by ``::``.
             modality: decodes the samples.
             data: workers, shuffling and the share of broken samples that is accepted.
             seed: of the order and the augmentation.
-            cache: folder for shards from http(s), unless ``data.cache`` names one.
+            cache: folder for fetched shards, unless ``data.cache`` names one.
             progress: called with (done, total) as shards without an index are counted.
 
         Raises:
             DataError: a shard is missing, truncated, empty, or of another modality, or too many samples have no input.
         """
-        kept = ShardCache(Path(data.cache).expanduser() if data.cache else cache)
+        kept = _cache(data, cache)
         shards = open_shards(
             spec,
             modality.name,
@@ -334,6 +335,14 @@ class BrokenCounter:
                 f"{self.broken} of {self.seen} samples are broken, more than data.max_broken={self.max_share:g} "
                 f"allows{last}; mend the shards, or raise data.max_broken"
             )
+
+
+def _cache(data: DataConfig, folder: Path) -> ShardCache:
+    return ShardCache(
+        Path(data.cache).expanduser() if data.cache else folder,
+        None if data.cache_gb is None else int(data.cache_gb * 10**9),
+        Limits(seconds=60 * data.fetch_minutes, largest=int(data.fetch_gb * 10**9)),
+    )
 
 
 def spread(total: int, count: int) -> Integers:

@@ -24,7 +24,7 @@ from data2vec.core.lock import only_writer
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run.build import build_engine, build_model, measure
 from data2vec.core.run.load import CONFIGURATION, load_run
-from data2vec.core.run.prepare import open_data, with_assets, with_sample_data, write_sample_data
+from data2vec.core.run.prepare import open_data, warn_of_small_cache, with_assets, with_sample_data, write_sample_data
 from data2vec.core.run.resume import find_checkpoint
 from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import apply_overrides, to_yaml, validate
@@ -174,6 +174,7 @@ def _train_and_evaluate(
     with ranks.together():
         train, validation = open_data(experiment, folder / "cache")
         if ranks.first:
+            warn_of_small_cache(train)
             experiment = with_assets(experiment, train, validation, folder, started=continued is not None)
     if not ranks.first:
         with ranks.together():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.errors import ConfigError, Data2VecError
 from data2vec.core.settings.fields import Experiment
 
+_log = logging.getLogger(__name__)
 _HELD_OUT = 0.1  # of the training samples, where no validation shards are named
 
 
@@ -78,6 +80,45 @@ def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData]
             opened, validation[name] = opened.hold_out(_HELD_OUT)
         train[name] = opened
     return train, validation
+
+
+def warn_of_small_cache(train: Mapping[str, TrainData]) -> None:
+    """Say when the shards that are read at once do not fit into the cache: they are fetched again and again then.
+
+    Raises:
+        DataError: shards are fetched, and none can be kept.
+    """
+
+    def needed(shards: int) -> tuple[int, int]:
+        sizes = [size for data in train.values() for size in data.shards.working_set(shards)]
+        return len(sizes), sum(sizes)
+
+    first = next(iter(train.values()))
+    window, cache = first.config.shuffle_shards, first.shards.cache
+    count, size = needed(window)
+    if not count or size <= (room := cache.room()):
+        return
+    bounded = room == cache.max_bytes
+    fitting = max((shards for shards in range(window) if needed(shards)[1] <= room), default=0)
+    need = _rounded_up(size)
+    advice = (
+        f"raise data.cache_gb to at least {need}" if bounded else "free room there, or set data.cache to another disk"
+    )
+    if fitting:
+        advice += f", or lower data.shuffle_shards to {fitting}"
+    limit = "null" if cache.max_bytes is None else f"{cache.max_bytes / 1e9:g}"
+    has = "" if bounded else f" has room for {room / 1e9:.3g} GB in {cache.folder}, which"
+    _log.warning(
+        "data.cache_gb=%s%s is less than the %s GB of the %d shards that are read at once "
+        "(data.shuffle_shards=%d), so that the same ones are fetched again and again; %s",
+        limit, has, need, count, window, advice,
+    )  # fmt: skip
+
+
+def _rounded_up(size: int) -> str:
+    """Bytes as GB in three digits that are enough for them."""
+    digit = 10 ** max(0, len(str(size)) - 3)
+    return f"{-(-size // digit) * digit / 10**9:g}"
 
 
 def with_assets(

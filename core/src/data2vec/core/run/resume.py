@@ -17,6 +17,7 @@ _FREE = (
     "train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.keep_best", "train.device",
     "train.compile", "train.micro_batch", "train.activation_checkpointing", "train.min_", "train.collapse_after",
     "evaluation.", "engine.", "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
+    "data.fetch_",
 )  # fmt: skip
 _END = ("train.updates", "optim.hold")  # what train.new_end allows to change
 _NAMED = 8  # changed settings that an error names

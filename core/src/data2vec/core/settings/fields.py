@@ -179,14 +179,17 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Shards: a path, a glob, a brace list (``train-{0000..0999}.tar``) or http(s) URLs of those."""
+    """Shards: a path, a glob, a brace list (``train-{0000..0999}.tar``), or http(s), s3, gs or hf URLs."""
 
     train: str | None = None
     validation: str | None = None  # labelled samples for evaluation; null: a part of train is held out for it
     workers: int = 2
     shuffle_shards: int = 16  # samples are shuffled within groups of this many shuffled shards
     max_broken: float = 0.01  # the run stops when more than this share of samples is broken
-    cache: str | None = None  # folder for shards fetched over http(s); null: in the run's folder
+    cache: str | None = None  # folder in which fetched shards are kept, in one of its own; null: in the run's folder
+    cache_gb: float | None = None  # largest size of all that are kept; null: nine tenths of the room there is
+    fetch_minutes: float = 30.0  # longest time for fetching one shard, all tries together
+    fetch_gb: float = 32.0  # largest shard that is fetched where no index gives its size
     member: str | None = None  # of a sample with several that could be its input (input.jpg): the one that is
 
 

@@ -66,6 +66,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.shuffle_shards": _at_least(1),
     "data.max_broken": _share,
     "data.cache": _text,
+    "data.cache_gb": _positive,
+    "data.fetch_minutes": _positive,
+    "data.fetch_gb": _positive,
     "data.member": (
         lambda value: re.fullmatch(r"[^\s/.A-Z]+(\.[^\s/.A-Z]+)*", value) is not None,
         "must be a member's name after the key and its dot, in lower case, such as input.jpg",

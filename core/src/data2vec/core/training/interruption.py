@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from data2vec.core.data.shards.remote.patience import Flag, stopped_by
+
 EXIT_INTERRUPTED = 130  # what shells give a program that Ctrl-C ended
 _SAME_REQUEST = 5.0  # s
 
@@ -20,20 +22,28 @@ class Interruption:
     """What Ctrl-C and SIGTERM do while a run is active.
 
     The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
-    it raises ``KeyboardInterrupt``. The second one exits at once, whatever the program does.
+    it raises ``KeyboardInterrupt``. Shards that are being fetched, here or by the loader's workers, are given up. The
+    second one exits at once, whatever the program does.
 
     A launcher passes a Ctrl-C on to its processes, which have seen it already: what comes within five seconds of the
     first signal counts as the same.
     """
 
     def __init__(self, *, launched: bool = False) -> None:
-        self.requested = False
+        self._requested = Flag()
+        self._fetches = contextlib.ExitStack()
         self._launched = launched
         self._first = 0.0
         self._training = False
         self._previous: dict[int, Any] = {}
 
+    @property
+    def requested(self) -> bool:
+        """Whether a first signal has come."""
+        return self._requested.is_set()
+
     def __enter__(self) -> Self:
+        self._fetches.enter_context(stopped_by(self._requested.is_set))
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._previous[number] = signal.signal(number, self._handle)
@@ -44,6 +54,7 @@ class Interruption:
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        self._fetches.close()
 
     @contextlib.contextmanager
     def during_training(self) -> Iterator[None]:
@@ -60,7 +71,7 @@ class Interruption:
                 return
             _say("\nexiting at once\n" + ("\x1b[?25h" if sys.stderr.isatty() else ""))  # the bar hides the cursor
             os._exit(EXIT_INTERRUPTED)
-        self.requested = True
+        self._requested.set()
         self._first = time.monotonic()
         if not self._training:
             raise KeyboardInterrupt

@@ -215,10 +215,18 @@ class Trainer:
         last = self.progress.update == self.train.updates
         if not self.evaluate or not (last or self._due(self.experiment.evaluation.every)):
             return False
-        with self.ranks.together(), self.monitor.paused():
-            scores = self.evaluate()
-            best = self._is_best(scores)
-            self.monitor.write({"update": self.progress.update, **scores})
+        try:
+            with self.ranks.together(), self.monitor.paused():
+                scores = self.evaluate()
+                best = self._is_best(scores)
+                self.monitor.write({"update": self.progress.update, **scores})
+        except RankLostError:
+            raise
+        except Data2VecError:  # of a shard that evaluation has to wait for, where the run is to stop
+            if not any(self.ranks.sum([self.stop_requested()])):
+                raise
+            self.ending = Ending.INTERRUPTED
+            return False
         return best
 
     def _log(self, saving: bool) -> None:

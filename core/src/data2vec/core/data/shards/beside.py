@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from data2vec.core.data.shards.locate import is_url
 from data2vec.core.data.shards.opened import ShardSet
+from data2vec.core.data.shards.remote.address import beside as beside_url
+from data2vec.core.data.shards.remote.address import is_url
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.files import read_file, write_atomically
 from data2vec.core.modality import Modality
@@ -19,18 +21,21 @@ def beside(shards: ShardSet, names: tuple[str, ...]) -> dict[str, bytes]:
         DataError: two folders hold different ones, or one cannot be read.
     """
     found: dict[str, bytes] = {}
-    places = {shard.location.partition("?")[0].rpartition("/")[0] for shard in shards.shards} if names else set()
-    for place in sorted(places):
-        for name in names:
-            content = _read(shards, f"{place}/{name}" if place else name)
+    for name in names:
+        for place in sorted({_place(shard.location, name) for shard in shards.shards}):
+            content = _read(shards, place)
             if content is not None and found.setdefault(name, content) != content:
-                raise DataError(f"{place}/{name}: differs from that of the other shards of {shards.spec!r}")
+                raise DataError(f"{place}: differs from that of the other shards of {shards.spec!r}")
     return found
+
+
+def _place(location: str, name: str) -> str:
+    return beside_url(location, name) if is_url(location) else os.path.join(os.path.dirname(location), name)
 
 
 def _read(shards: ShardSet, location: str) -> bytes | None:
     if is_url(location):
-        return shards.cache.text(location)
+        return shards.cache.small(location, bytes)
     try:
         return read_file(Path(location))
     except FileNotFoundError:

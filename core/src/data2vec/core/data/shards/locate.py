@@ -1,7 +1,7 @@
 """From what a user writes in ``data.train`` to a list of shards.
 
-Only local paths and http(s) URLs are read. WebDataset also takes ``pipe:`` URLs, which run a shell command, and other
-schemes through commands; none of that exists here.
+Only local paths, http(s) URLs and the object stores of ``remote.address`` are read. WebDataset also takes ``pipe:``
+URLs, which run a shell command, and other schemes through commands; none of that exists here.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import glob
 import os
 import re
-import urllib.parse
 
 from data2vec.core.data.shards.braces import expand
+from data2vec.core.data.shards.remote.address import HTTP, SHOWN, is_url, is_usable, protocol
 from data2vec.core.errors import DataError
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
@@ -24,13 +24,8 @@ def _shown(text: str) -> str:
     return repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}...")
 
 
-def is_url(shard: str) -> bool:
-    """Whether a resolved shard is fetched over http(s)."""
-    return shard.startswith(("http://", "https://"))
-
-
 def resolve(spec: str) -> list[str]:
-    """The shards that a path, folder, glob, brace list or http(s) URL names, or several of those joined by ``::``.
+    """The shards that a path, folder, glob, brace list or URL names, or several of those joined by ``::``.
 
     A folder stands for every ``*.tar`` in it. Local shards are checked to exist; URLs are not.
 
@@ -41,9 +36,7 @@ def resolve(spec: str) -> list[str]:
     for part in re.split(r"::(?![^\[]*\])", spec):  # not inside the brackets of an IPv6 address
         part = part.strip()
         if not part:
-            raise DataError(
-                f"{_shown(spec)} names no shards: give a folder, a path, a glob, a brace list or an http(s) URL"
-            )
+            raise DataError(f"{_shown(spec)} names no shards: give a folder, a path, a glob, a brace list or a URL")
         shards += _resolve_part(part)
     seen: set[str] = set()
     for shard in shards:
@@ -60,8 +53,7 @@ def _resolve_part(part: str) -> list[str]:
         return [_checked(url) for url in _expand(part)]
     if part.startswith("pipe:") or (_SCHEME.match(part) and not os.path.exists(part)):
         raise DataError(
-            f"{_shown(part)} is not read: shards come from local paths and http(s) URLs; "
-            "nothing else is opened or executed"
+            f"{_shown(part)} is not read: shards come from local paths, {SHOWN}; nothing else is opened or executed"
         )
     path = os.path.expanduser(part)
     if os.path.isdir(path):
@@ -96,17 +88,14 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _checked(url: str) -> str:
-    """A URL with a host and a port that is a number, of characters that may stand in a URL."""
-    try:
-        parts = urllib.parse.urlsplit(url)
-        usable = bool(parts.hostname) and parts.port != 0 and re.fullmatch(r"[!-~]+", url) is not None
-    except ValueError:  # brackets that do not match, or a port that is no number
-        usable = False
-    if not usable:
+    """A URL that can be one."""
+    if not is_usable(url) and protocol(url) in HTTP:
         raise DataError(
             f"{_shown(url)} is no URL such as https://host/folder/train-000000.tar; write what is no letter, digit or "
             "sign of ASCII as %20"
         )
+    if not is_usable(url):
+        raise DataError(f"{_shown(url)} is no address such as {protocol(url)}://bucket/folder/train-000000.tar")
     return url
 
 

@@ -5,32 +5,42 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
-from data2vec.core.data.shards.fetch import ShardCache, index_url, url_name
 from data2vec.core.data.shards.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo
 from data2vec.core.data.shards.inputs import Inputs, check_share, unusable
-from data2vec.core.data.shards.locate import is_url, resolve
+from data2vec.core.data.shards.locate import resolve
+from data2vec.core.data.shards.remote.address import beside, is_url, url_name
+from data2vec.core.data.shards.remote.cache import ShardCache
+from data2vec.core.data.shards.remote.patience import stopped_by
 from data2vec.core.data.shards.tar import scan
 from data2vec.core.errors import DataError
 
 _log = logging.getLogger(__name__)
 _THREADS = 8  # shards without an index that are fetched and counted at a time
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]  # (shards counted, shards to count)
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard: a local path or URL, its file name, its samples (broken ones included), its entry in an index."""
+    """One shard: a local path or URL, its file name, its samples (broken ones included), its entry in an index.
+
+    ``size``: bytes.
+    """
 
     location: str
     name: str
     samples: int
-    info: ShardInfo | None = None
+    info: ShardInfo | None
+    size: int
 
 
 @dataclass(frozen=True)
@@ -58,20 +68,26 @@ class ShardSet:
         text = "\n".join(f"{shard.name} {shard.samples}" for shard in self.shards)
         return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
 
+    def working_set(self, shards: int) -> list[int]:
+        """Sizes of the ``shards`` largest, of those that are fetched."""
+        return sorted(shard.size for shard in self.shards if is_url(shard.location))[-shards:]
+
     def remark(self, kind: str, line: str) -> None:
         """Log a line, unless one of its kind has been."""
         if kind not in self.remarks:
             self.remarks[kind] = line
             _log.warning("%s", line)
 
-    def path(self, number: int) -> Path:
-        """The file of a shard, fetched if it is remote and not here.
+    @contextmanager
+    def held(self, number: int) -> Iterator[Path]:
+        """The file of a shard, fetched if it is remote and not here; it stays until the context ends.
 
         Raises:
             DataError: it cannot be fetched.
         """
         shard = self.shards[number]
-        return self.cache.fetch(shard.location, shard.info) if is_url(shard.location) else Path(shard.location)
+        with _held(shard.location, shard.info, self.cache) as path:
+            yield path
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -92,7 +108,7 @@ def open_shards(
     Args:
         spec: see :func:`data2vec.core.data.shards.locate.resolve`.
         modality: what the shards must hold, where an index says what they hold.
-        cache: where shards from http(s) are kept.
+        cache: where fetched shards are kept.
         progress: called as shards without an index are counted.
         inputs: finds the input of each sample; None: nobody asks for one.
         max_broken: share of the samples without an input that is accepted, of shards without an index.
@@ -118,25 +134,46 @@ def open_shards(
             _check_size(location, info)
 
     unknown = [location for location, _, info in found if info is None]
-    counted: dict[str, int] = {}
+    counted: dict[str, tuple[int, None, int]] = {}  # as a shard is described
     problems: list[str] = []
 
-    def count(location: str) -> tuple[int, list[str]]:
-        samples = scan(cache.fetch(location) if is_url(location) else location)
-        return len(samples), [] if inputs is None else unusable(location, map(inputs.present, samples))
+    def count(location: str) -> tuple[tuple[int, None, int], list[str]]:
+        with _held(location, None, cache) as path:
+            samples, size = scan(path), path.stat().st_size
+        return (len(samples), None, size), [] if inputs is None else unusable(location, map(inputs.present, samples))
 
     if unknown:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for done, (location, (samples, lines)) in enumerate(zip(unknown, pool.map(count, unknown), strict=True)):
-                counted[location] = samples
-                problems += lines
-                progress(done + 1, len(unknown))
-        check_share(repr(spec), sum(counted.values()), problems, max_broken)
+        for done, (location, (described, lines)) in enumerate(zip(unknown, _in_threads(count, unknown), strict=True)):
+            counted[location] = described
+            problems += lines
+            progress(done + 1, len(unknown))
+        check_share(repr(spec), sum(samples for samples, *_ in counted.values()), problems, max_broken)
     shards = (
-        Shard(location, name, counted[location] if info is None else info.samples, info)
+        Shard(location, name, info.samples, info, info.bytes) if info else Shard(location, name, *counted[location])
         for location, name, info in found
     )
     return ShardSet(spec, tuple(shards), next(iter(names), ()), cache, inputs)
+
+
+@contextmanager
+def _held(location: str, info: ShardInfo | None, cache: ShardCache) -> Iterator[Path]:
+    if is_url(location):
+        with cache.hold(location, info) as path:
+            yield path
+    else:
+        yield Path(location)
+
+
+def _in_threads(function: Callable[[str], T], values: list[str]) -> Iterator[T]:
+    """As ``map``; where an error or Ctrl-C ends it, what is being fetched ends too."""
+    ended = threading.Event()
+    with stopped_by(ended.is_set):
+        pool = ThreadPoolExecutor(_THREADS)
+        try:
+            yield from pool.map(function, values)
+        finally:
+            ended.set()
+            pool.shutdown(cancel_futures=True)
 
 
 def _name(location: str) -> str:
@@ -145,7 +182,7 @@ def _name(location: str) -> str:
 
 def _place(location: str) -> str:
     """The path or URL of the index that would list a shard."""
-    return index_url(location) if is_url(location) else os.path.join(os.path.dirname(location), INDEX_NAME)
+    return beside(location, INDEX_NAME) if is_url(location) else os.path.join(os.path.dirname(location), INDEX_NAME)
 
 
 def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardIndex]:
@@ -155,14 +192,23 @@ def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardInde
         place = _place(location)
         try:
             if is_url(location):
-                content = cache.text(place)
-                if content is not None:
-                    indexes[place] = ShardIndex.parse(content, place)
+                index = cache.small(place, lambda content: _parse(content, place))  # noqa: B023
+                if isinstance(index, ForeignIndexError):
+                    raise index
+                if index is not None:
+                    indexes[place] = index
             elif os.path.exists(place):
                 indexes[place] = ShardIndex.load(Path(place).parent)
         except ForeignIndexError as error:
             _log.warning("%s; the shards beside it are counted instead", error)
     return indexes
+
+
+def _parse(content: bytes, place: str) -> ShardIndex | ForeignIndexError:
+    try:
+        return ShardIndex.parse(content, place)
+    except ForeignIndexError as error:  # which stays one, however often it is fetched
+        return error
 
 
 def _check_size(location: str, info: ShardInfo) -> None:

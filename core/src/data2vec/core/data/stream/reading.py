@@ -17,7 +17,7 @@ from data2vec.core.data.shards.opened import ShardSet
 from data2vec.core.data.shards.tar import TarSample, read, scan
 from data2vec.core.data.stream.lengths import LengthBatches
 from data2vec.core.data.stream.order import EpochOrder, Integers, Recent
-from data2vec.core.errors import Data2VecError, DataError, SampleError, one_line
+from data2vec.core.errors import Data2VecError, DataError, SampleError, masked, one_line
 from data2vec.core.hashing import derive
 from data2vec.core.modality import Modality
 
@@ -85,7 +85,8 @@ class SampleReader:
         return read(self._files[shard].number, entry, self.shards.shards[shard].name)
 
     def _scan(self, shard: int) -> list[TarSample]:
-        table = scan(self.shards.path(shard))
+        with self.shards.held(shard) as path:
+            table = scan(path)
         expected = self.shards.shards[shard].samples
         if len(table) != expected:
             location = self.shards.shards[shard].location
@@ -101,7 +102,7 @@ class SampleReader:
 
     def _forget(self) -> None:
         self._tables: Recent[int, list[TarSample]] = Recent(self.open_tables, self._scan)
-        self._files: Recent[int, _File] = Recent(_OPEN_FILES, self._open)
+        self._files: Recent[int, _File] = Recent(min(_OPEN_FILES, self.open_tables), self._open)
 
     def __getstate__(self) -> dict[str, object]:
         return {"shards": self.shards, "open_tables": self.open_tables}
@@ -117,11 +118,11 @@ class _File:
     number = -1
 
     def __init__(self, shards: ShardSet, shard: int) -> None:
-        path = shards.path(shard)
-        try:
-            self.number = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
+        with shards.held(shard) as path:
+            try:
+                self.number = os.open(path, os.O_RDONLY)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be opened ({error.strerror})") from None
 
     def __del__(self) -> None:
         if self.number >= 0:
@@ -202,7 +203,7 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         """``file: key: reason``, in one line that is safe to print."""
         if isinstance(reason, Exception) and not isinstance(reason, SampleError):
             reason = f"{type(reason).__name__}: {reason}"
-        location = self.reader.shards.shards[shard].location
+        location = masked(self.reader.shards.shards[shard].location)
         return one_line(f"{location}: {self.reader.table(shard)[number].key}: {reason}")
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
 from data2vec.core.batch import Batch
+from data2vec.core.data.shards.remote.patience import Flag, stop_when
 from data2vec.core.data.stream import shm
 from data2vec.core.data.stream.order import Integers
 from data2vec.core.data.stream.reading import ShardDataset, Unreadable
@@ -70,6 +73,7 @@ def _load(
     dataset: ShardDataset, positions: Iterable[Integers], workers: int, pin_memory: bool
 ) -> Iterator[Batch | Unreadable]:
     """Batches in the order of ``positions``, made by workers; optional members of no use are said once."""
+    closed = Flag()
     loader: DataLoader[Any] = DataLoader(
         dataset,
         batch_size=None,  # the sampler yields whole batches of positions
@@ -77,11 +81,19 @@ def _load(
         num_workers=workers,
         collate_fn=_handed_over,  # type: ignore[arg-type]  # without a batch size it gets what the dataset returns
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, closed, os.getpid()),
         prefetch_factor=_PREFETCH if workers else None,
         generator=torch.Generator(),  # else starting the workers would draw from the process's own
     )
     batches = _started(loader)
+    try:
+        yield from _received(dataset, batches, workers)
+    finally:
+        closed.set()  # else torch would wait for workers that fetch a shard
+
+
+def _received(dataset: ShardDataset, batches: Iterator[Any], workers: int) -> Iterator[Batch | Unreadable]:
+    """What workers hand over, with what is to be said of it."""
     size, waiting = 0, workers * _PREFETCH
     while True:
         try:
@@ -146,8 +158,10 @@ def _size(batch: Batch) -> int:
     return sum(tensor.nbytes for tensor in _tensors(batch))
 
 
-def _start_worker(number: int) -> None:
+def _start_worker(closed: Flag, parent: int, number: int) -> None:
     torch.set_num_threads(1)
+    stop_when(closed.is_set)
+    stop_when(lambda: os.getppid() != parent)  # killed, so that nobody waits for the batch
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the main process decides
     signal.signal(signal.SIGTERM, _ignore_once())
 
