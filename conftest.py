@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before torch is imported: small tensors gain nothing from many threads, and several processes may run at once.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, os.cpu_count() or 1)))
+# Before torch is imported: small tensors gain nothing from threads, and several processes run at once.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Some containers forbid Python to keep compiled modules; each of the many processes that tests start would then spend
 # seconds on compiling the same ones.
@@ -33,6 +33,11 @@ multiprocessing.set_forkserver_preload([
 settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=1000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process per core, at most four, as each takes 2 GiB with the ranks it starts; none for tests named singly."""
+    return 0 if any("::" in argument for argument in config.args) else min(4, os.cpu_count() or 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
