@@ -106,13 +106,13 @@ def test_compiled_engines_compute_the_same(engine: str) -> None:
 
 @pytest.mark.parametrize("engine", ["torch", *ENGINES])
 def test_an_interrupted_run_goes_on(engine: str, tmp_path: Path) -> None:
-    scenarios.write_shards(tmp_path / "shards" / "speech", "speech")
+    scenarios.write_shards(tmp_path / "shards" / "vision", "vision")
     settings = dict(ENGINES.get(engine, {"kind": "torch"}))
     settings["kind"] = EngineKind(settings["kind"])
     changes = {"train": {"device": DEVICE, "precision": Precision.FP32}}
     for folder, stops in (("whole", (many_ranks.UPDATES,)), ("parts", (5, many_ranks.UPDATES))):
         for stop in stops:
-            arguments = ("speech", str(tmp_path / "shards"), str(tmp_path / folder), stop, settings, changes)
+            arguments = ("vision", str(tmp_path / "shards"), str(tmp_path / folder), stop, settings, changes)
             run_distributed(many_ranks.train_until, 1, *arguments, timeout=300.0)
     whole, parts = (
         [line["loss"] for line in read_metrics(tmp_path / folder / "metrics.jsonl")] for folder in ("whole", "parts")

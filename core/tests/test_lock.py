@@ -125,3 +125,39 @@ def test_what_another_host_renews_is_refused(tmp_path: Path, monkeypatch: pytest
     finally:
         done.set()
         thread.join()
+
+
+def test_a_process_killed_before_it_wrote_its_name_holds_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(lock, "_EMPTY_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "_AT_ONCE_SECONDS", 0.1)
+    (tmp_path / NAME).touch()
+    with caplog.at_level(logging.INFO, "data2vec"), only_writer(tmp_path):
+        assert f"pid={os.getpid()}" in (tmp_path / NAME).read_text()
+    assert "taken over from a process that has not written its name" in caplog.text
+
+
+def test_one_of_many_takes_over_an_empty_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_EMPTY_SECONDS", 0.5)
+    monkeypatch.setattr(lock, "_AT_ONCE_SECONDS", 0.1)
+    (tmp_path / NAME).touch()
+    writers, refused, most = [], [], []
+
+    def contend() -> None:
+        try:
+            with only_writer(tmp_path):
+                writers.append(1)
+                most.append(len(writers))
+                time.sleep(0.3)
+                writers.pop()
+        except FolderInUseError:
+            refused.append(1)
+
+    threads = [threading.Thread(target=contend) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert len(most) + len(refused) == 6

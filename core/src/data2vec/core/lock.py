@@ -3,14 +3,17 @@
 The claim is a file in the folder (``filelock.SoftFileLease``), made exclusively, so it needs no lock service of a
 network filesystem. A claim of a dead process of this host is known at once to be void, after ``kill -9`` too. Whether a
 process of another host still lives, this one can only see from the file's time, which the holder renews: it watches for
-``_LEASE_SECONDS`` by its own clock. A holder that finds its claim taken ends at once, without writing.
+``_LEASE_SECONDS`` by its own clock. A holder that finds its claim taken ends at once, without writing. A claim that
+stays empty is of a process that was killed between making and filling it, which the library never takes over.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,8 +23,10 @@ from data2vec.core.errors import FolderInUseError
 
 _log = logging.getLogger(__name__)
 NAME = ".lock"
+_UNKNOWN = "unknown"
 _LEASE_SECONDS = 120.0  # the same for every contender
 _AT_ONCE_SECONDS = 2.0
+_EMPTY_SECONDS = 10.0  # a claim is filled within microseconds
 
 
 @contextlib.contextmanager
@@ -53,11 +58,15 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _watch(claim: filelock.SoftFileLease, path: Path, folder: Path) -> None:
-    """Take the claim of another host's process if it is not renewed.
+    """Take the claim of a process that was killed before it filled it, or of another host's if it is not renewed.
 
     Raises:
         FolderInUseError: it is, or it belongs to a living process of this host.
     """
+    if _removed_while_empty(path):
+        with contextlib.suppress(filelock.Timeout, filelock.LeaseSettingsMismatch):
+            claim.acquire(timeout=_AT_ONCE_SECONDS)
+            return
     holder = _holder(path)
     this_host = _own_host()
     if holder is not None and holder[0] != this_host:
@@ -71,6 +80,26 @@ def _watch(claim: filelock.SoftFileLease, path: Path, folder: Path) -> None:
     )
 
 
+def _removed_while_empty(path: Path) -> bool:
+    """Whether a claim stayed empty and was removed.
+
+    Contenders decide one after another, under a lock of the operating system on the very file that they judge: what
+    one of them has removed and made anew, another does not remove.
+    """
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            began = time.monotonic()
+            while os.fstat(file.fileno()).st_size == 0 and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                if time.monotonic() - began >= _EMPTY_SECONDS:
+                    path.unlink()
+                    return True
+                time.sleep(_EMPTY_SECONDS / 50)
+    except OSError:  # gone, or a filesystem without such locks
+        return False
+    return False
+
+
 def _holder(path: Path) -> tuple[str, str] | None:
     """The host and process that a claim names; None where there is no claim."""
     try:
@@ -78,7 +107,7 @@ def _holder(path: Path) -> tuple[str, str] | None:
     except OSError:
         return None
     fields = dict(line.split("=", 1) for line in lines if "=" in line)
-    return fields.get("host", "unknown"), fields.get("pid", "unknown")
+    return fields.get("host", _UNKNOWN), fields.get("pid", _UNKNOWN)
 
 
 def _own_host() -> str:
@@ -91,6 +120,8 @@ def _shown(holder: tuple[str, str] | None) -> str:
     if holder is None:
         return "another process"
     host, process = holder
+    if process == _UNKNOWN:
+        return "a process that has not written its name"
     return f"process {process} on host {host.partition('?')[0]}"
 
 
