@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -139,25 +140,27 @@ def test_a_process_killed_before_it_wrote_its_name_holds_nothing(
 
 
 def test_one_of_many_takes_over_an_empty_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others wait, or are refused; the folder, which each removes where it stays empty, is there for the next."""
     monkeypatch.setattr(lock, "_EMPTY_SECONDS", 0.5)
     monkeypatch.setattr(lock, "_AT_ONCE_SECONDS", 0.1)
-    (tmp_path / NAME).touch()
-    writers, refused, most = [], [], []
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / NAME).touch()
+    writers: list[int] = []
 
-    def contend() -> None:
+    def contend(number: int) -> str:
         try:
-            with only_writer(tmp_path):
-                writers.append(1)
-                most.append(len(writers))
-                time.sleep(0.3)
-                writers.pop()
+            with only_writer(folder):
+                writers.append(number)
+                alone = writers == [number]
+                time.sleep(0.05)
+                writers.remove(number)
+                return "alone" if alone else "not alone"
         except FolderInUseError:
-            refused.append(1)
+            return "refused"
 
-    threads = [threading.Thread(target=contend) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(most) == {1}
-    assert len(most) + len(refused) == 6
+    with ThreadPoolExecutor(6) as pool:
+        ended = list(pool.map(contend, range(6)))
+    assert set(ended) <= {"alone", "refused"}
+    assert "alone" in ended
+    assert not folder.exists()

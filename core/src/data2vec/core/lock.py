@@ -37,15 +37,12 @@ def only_writer(folder: Path) -> Iterator[None]:
         FolderInUseError: another process is; the message names it.
         OSError: the folder cannot be made or written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / NAME
     before = _holder(path)
     claim = filelock.SoftFileLease(
         path, lease_duration=_LEASE_SECONDS, on_compromise=lambda _: _end(folder), thread_local=False
     )
-    try:
-        claim.acquire(timeout=_AT_ONCE_SECONDS)
-    except (filelock.Timeout, filelock.LeaseSettingsMismatch):
+    if not _acquired(claim, folder, _AT_ONCE_SECONDS):
         _watch(claim, path, folder)
     if before is not None:
         _log.info("%s: taken over from %s, which has ended without leaving it", folder, _shown(before))
@@ -57,22 +54,32 @@ def only_writer(folder: Path) -> Iterator[None]:
             folder.rmdir()
 
 
+def _acquired(claim: filelock.SoftFileLease, folder: Path, seconds: float) -> bool:
+    """Whether the claim could be made within some time."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            claim.acquire(timeout=seconds)
+        except FileNotFoundError:  # whoever had the folder has left it empty, and removed it
+            continue
+        except (filelock.Timeout, filelock.LeaseSettingsMismatch):
+            return False
+        return True
+
+
 def _watch(claim: filelock.SoftFileLease, path: Path, folder: Path) -> None:
     """Take the claim of a process that was killed before it filled it, or of another host's if it is not renewed.
 
     Raises:
         FolderInUseError: it is, or it belongs to a living process of this host.
     """
-    if _removed_while_empty(path):
-        with contextlib.suppress(filelock.Timeout, filelock.LeaseSettingsMismatch):
-            claim.acquire(timeout=_AT_ONCE_SECONDS)
-            return
+    if _waited_until_filled(path) and _acquired(claim, folder, _AT_ONCE_SECONDS):
+        return
     holder = _holder(path)
     this_host = _own_host()
     if holder is not None and holder[0] != this_host:
         _log.info("%s: in use by %s; watching for %.0f s whether it still runs", folder, _shown(holder), _LEASE_SECONDS)
-        with contextlib.suppress(filelock.Timeout, filelock.LeaseSettingsMismatch):
-            claim.acquire(timeout=1.25 * _LEASE_SECONDS)
+        if _acquired(claim, folder, 1.25 * _LEASE_SECONDS):
             return
     raise FolderInUseError(
         f"{folder}: in use by {_shown(holder)}; wait for it or stop it, or choose another folder. If you are sure that "
@@ -80,24 +87,25 @@ def _watch(claim: filelock.SoftFileLease, path: Path, folder: Path) -> None:
     )
 
 
-def _removed_while_empty(path: Path) -> bool:
-    """Whether a claim stayed empty and was removed.
+def _waited_until_filled(path: Path) -> bool:
+    """Wait while a claim is empty, and remove one that stays so; false where it was filled from the start.
 
     Contenders decide one after another, under a lock of the operating system on the very file that they judge: what
     one of them has removed and made anew, another does not remove.
     """
-    try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            began = time.monotonic()
-            while os.fstat(file.fileno()).st_size == 0 and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                if time.monotonic() - began >= _EMPTY_SECONDS:
-                    path.unlink()
-                    return True
-                time.sleep(_EMPTY_SECONDS / 50)
-    except OSError:  # gone, or a filesystem without such locks
-        return False
-    return False
+    waited = False
+    with contextlib.suppress(OSError):  # gone, or a filesystem without such locks
+        while path.stat().st_size == 0:
+            waited = True
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                began = time.monotonic()
+                while os.fstat(file.fileno()).st_size == 0 and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    if time.monotonic() - began >= _EMPTY_SECONDS:
+                        path.unlink()
+                        return True
+                    time.sleep(_EMPTY_SECONDS / 50)
+    return waited
 
 
 def _holder(path: Path) -> tuple[str, str] | None:
