@@ -17,7 +17,7 @@ from data2vec.core.testing import load_module
 scenarios = load_module("scenarios_of_lost_ranks", Path(__file__).with_name("scenarios.py"))
 _STATISTICS = "data2vec.core.training.monitor:Monitor.check"
 _SAVING = "data2vec.core.checkpoints.saver:Saver.finish"
-_TORCH, _ZERO = "data2vec.core.engines.engine:TorchEngine", "data2vec.core.engines.zero:DeepSpeedEngine"
+_TORCH, _ZERO = "data2vec.core.engines.torch:TorchEngine", "data2vec.core.engines.zero:DeepSpeedEngine"
 
 
 def zero(stage: int) -> tuple[str, ...]:

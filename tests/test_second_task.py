@@ -20,7 +20,8 @@ from data2vec.core.run.build import build_engine
 from data2vec.core.settings.fields import EngineKind
 from data2vec.core.testing import load_module, run_distributed
 from data2vec.core.training.monitor import read_metrics
-from data2vec.core.training.trainer import Ending, Trainer
+from data2vec.core.training.progress import Ending
+from data2vec.core.training.trainer import Trainer
 
 HERE = Path(__file__).parent
 scenarios = load_module("scenarios_of_second_task", HERE / "scenarios.py")

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError, Data2VecError
-from data2vec.core.run.load import CONFIGURATION, load_run
+from data2vec.core.run.folder import CONFIGURATION
+from data2vec.core.run.load import load_run
 
 
 def consolidate(run: Path, out: Path | None) -> Path:

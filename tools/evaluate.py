@@ -23,6 +23,7 @@ from data2vec.core.evaluation.evaluate import evaluate_model
 from data2vec.core.evaluation.probe import check_tasks
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.core.run.prepare import open_data
+from data2vec.core.run.pretraining import compared
 from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import validate
 
@@ -76,7 +77,7 @@ def _evaluate(arguments: argparse.Namespace, console: Console) -> dict[str, obje
     with console.status("taking features") as status:
         evaluated = evaluate_model(
             experiment,
-            run.model.compared(experiment, run.device),
+            compared(experiment, run.model, run.device),
             run.device,
             name,
             train,

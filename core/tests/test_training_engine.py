@@ -10,17 +10,19 @@ import pytest
 import torch
 
 from data2vec.core.checkpoints import checkpoint
+from data2vec.core.distributed.device import choose_device
 from data2vec.core.engines import engine
-from data2vec.core.engines.engine import TorchEngine
+from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.errors import ConfigError, TrainingError
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run.cli import open_data
+from data2vec.core.run.prepare import open_data
 from data2vec.core.settings.fields import OptimConfig, Switch
 from data2vec.core.testing import load_module
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.monitor import read_metrics
+from data2vec.core.training.progress import Ending
 from data2vec.core.training.schedule import learning_rate
-from data2vec.core.training.trainer import Ending, Trainer
+from data2vec.core.training.trainer import Trainer
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
 no_hooks, shards = toy.no_hooks, toy.shards
@@ -107,7 +109,7 @@ def test_compile_without_a_compiler_warns_once_and_runs(
 def test_a_device_that_is_not_there_is_one_error() -> None:
     for name in ("nonsense", "cuda:99"):
         with pytest.raises(ConfigError, match=rf"train\.device={name}: not usable here .*choose auto or cpu"):
-            engine.choose_device(name)
+            choose_device(name)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(shards: Path, tmp_path: Path) -> None:

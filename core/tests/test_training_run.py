@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from data2vec.core.engines.engine import TorchEngine
+from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run.cli import open_data
+from data2vec.core.run.prepare import open_data
 from data2vec.core.testing import load_module
 from data2vec.core.training.monitor import read_metrics
+from data2vec.core.training.progress import Ending
 from data2vec.core.training.schedule import learning_rate
-from data2vec.core.training.trainer import Ending, Trainer
+from data2vec.core.training.trainer import Trainer
 
 toy = load_module("toy_series", Path(__file__).with_name("toy.py"))
 no_hooks, shards, whole = toy.no_hooks, toy.shards, toy.whole

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from data2vec.core.batch import Batch, Example, Sample
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.data.shards.writer import ShardWriter
-from data2vec.core.engines.engine import TorchEngine
+from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.hashing import sample_keys, uniform
 from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Extractor, Frontend, Tokens
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run.cli import main, open_data
+from data2vec.core.run.cli import main
+from data2vec.core.run.prepare import open_data
 from data2vec.core.settings.fields import (
     DataConfig,
     EvaluationConfig,
@@ -34,7 +35,8 @@ from data2vec.core.settings.fields import (
     TransformerConfig,
 )
 from data2vec.core.training.monitor import read_metrics
-from data2vec.core.training.trainer import Ending, Trainer
+from data2vec.core.training.progress import Ending
+from data2vec.core.training.trainer import Trainer
 
 LENGTH = 6
 UPDATES = 6

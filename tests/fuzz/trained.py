@@ -16,7 +16,8 @@ from data2vec.core.checkpoints import checkpoint
 from data2vec.core.checkpoints.pieces import Piece
 from data2vec.core.data.dataset import TrainData
 from data2vec.core.distributed.ranks import Ranks
-from data2vec.core.run.build import build_engine, build_model
+from data2vec.core.run.build import build_engine, build_task
+from data2vec.core.run.kinds import kind_of
 from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.testing import load_module
 from data2vec.core.training.trainer import Trainer
@@ -42,7 +43,9 @@ class Trained:
         path.write_bytes(shards[self.name])
         place.before = place._others()
         self.data = TrainData.open(str(path), self.modality, data=self.experiment.data, seed=0, cache=place.run)
-        self.engine = build_engine(build_model(self.experiment, Ranks()), self.experiment, Ranks())
+        self.engine = build_engine(
+            build_task(self.experiment, kind_of(self.experiment), Ranks()), self.experiment, Ranks()
+        )
         self.masker = self.modality.build_masker()
         self.batch: Batch = scenarios.batch_of(self.experiment, 0, slice(0, 4))
         self.step(1)  # AdamW makes its state

@@ -14,7 +14,7 @@ from benchmarks.result import Result, Row
 from benchmarks.step import sized
 
 from data2vec.core.batch import Batch
-from data2vec.core.engines.engine import choose_device
+from data2vec.core.distributed.device import choose_device
 from data2vec.core.errors import ConfigError
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.settings.fields import EngineKind

@@ -15,7 +15,9 @@ from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result, Row
 
 from data2vec.core.batch import Batch
-from data2vec.core.engines.engine import TorchEngine, choose_device, uses_bf16
+from data2vec.core.distributed.device import choose_device
+from data2vec.core.engines.engine import uses_bf16
+from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.errors import ConfigError
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
 from data2vec.core.errors import CheckpointError
+from data2vec.core.model.encoder import Encoder
 from data2vec.core.settings.fields import OptimConfig
 
 Move = Callable[[Sequence[Tensor], Sequence[Tensor], float], None]
@@ -173,6 +174,10 @@ class Task(nn.Module, ABC, Generic[P]):
         """The modules that are compiled one by one; several of them share a graph."""
         return ()
 
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The encoders whose features can be asked for, the preferred one first."""
+        return {}
+
     def vitals(self) -> Sequence[Vital]:
         """What the run is judged by, in the order in which data flows: the first that fails is the cause."""
         return (LOSS,)
@@ -189,6 +194,15 @@ class Task(nn.Module, ABC, Generic[P]):
         """
         check_state(state, {name: value.shape for name, value in self.own_state().items()})
         self.load_state_dict(dict(state), strict=False)
+
+    def start_from(self, state: Mapping[str, Tensor]) -> list[str]:
+        """Begin with the weights of another task's :meth:`own_state`; returns a line on each thing made to fit.
+
+        Raises:
+            CheckpointError: names or shapes that do not fit; the task is then unchanged.
+        """
+        self.load_own_state(state)
+        return []
 
 
 def check_state(state: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> None:

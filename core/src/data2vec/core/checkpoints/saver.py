@@ -42,6 +42,11 @@ class Saver:
         self._failure: CheckpointError | None = None
         self._number = 0
 
+    def last_good(self) -> str:
+        """Say from which checkpoint a run can be continued."""
+        good = checkpoint.latest(self.folder)
+        return f"The last good checkpoint is {good}." if good else "No checkpoint had been saved."
+
     def start(
         self,
         update: int,

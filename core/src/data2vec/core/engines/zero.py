@@ -20,21 +20,10 @@ from torch import Tensor, nn
 from torch._C._distributed_c10d import HashStore
 
 from data2vec.core.checkpoints.pieces import Piece
+from data2vec.core.distributed.device import choose_device
 from data2vec.core.distributed.ranks import Ranks
-from data2vec.core.engines.engine import (
-    Engine,
-    Shares,
-    adamw_state,
-    build_optimiser,
-    check_moments,
-    choose_device,
-    compile_blocks,
-    load_adamw_state,
-    recompute_blocks,
-    set_rate,
-    shared_out,
-    uses_bf16,
-)
+from data2vec.core.engines.engine import Engine, Shares, compile_blocks, recompute_blocks, shared_out, uses_bf16
+from data2vec.core.engines.optimiser import adamw_state, build_optimiser, check_moments, load_adamw_state, set_rate
 from data2vec.core.errors import ConfigError
 from data2vec.core.settings.fields import EngineConfig, Experiment, Switch
 from data2vec.core.task import Step, Task, check_state, lerp

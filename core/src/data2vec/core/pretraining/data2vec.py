@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
-from data2vec.core.evaluation.evaluate import STUDENT, TEACHER, Compared
 from data2vec.core.evaluation.rank import effective_rank
 from data2vec.core.modality import Masker, Modality
 from data2vec.core.model.encoder import Collect, Encoded, Encoder, Features, Frontend, Tokens, View, mean_over_valid
@@ -37,7 +36,6 @@ from data2vec.core.settings.fields import (
 )
 from data2vec.core.task import LOSS, Moments, Move, Step, Task, Vital, lerp
 
-_UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encoder is not where this run began
 _RANK_SAMPLES, _RANK_VECTORS = 64, 1024  # whose teacher features show whether they span few directions
 _LOWER_RATE = "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip=1.0)"
 
@@ -274,15 +272,9 @@ class Data2Vec(Task[Masked]):
         ]
         return {id(block): block for stack in stacks for block in stack}.values()
 
-    def compared(self, experiment: Experiment, device: torch.device) -> Compared:
-        """The encoders that evaluation compares: teacher, student, and an untrained one of the same shape."""
-
-        def build() -> Encoder:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(_UNTRAINED_SEED + experiment.train.seed)
-                return type(self).build(experiment).teacher.encoder.to(device).eval()
-
-        return Compared({TEACHER: self.teacher.encoder, STUDENT: self.student}, build)
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The teacher, whose features are the better ones, and the student."""
+        return {"teacher": self.teacher.encoder, "student": self.student}
 
     def vitals(self) -> Sequence[Vital]:
         """The spreads of the student's features, of targets and predictions, and the loss."""
@@ -333,10 +325,10 @@ class Data2Vec(Task[Masked]):
         Raises:
             ValueError: no such layer or encoder.
         """
-        if of not in ("teacher", "student"):
-            raise ValueError(f"of={of!r}: choose teacher or student")
-        encoder = self.teacher.encoder if of == "teacher" else self.student
-        return encoder.features(batch.modality, batch.inputs, batch.lengths, layers=layers)
+        encoders = self.encoders()
+        if of not in encoders:
+            raise ValueError(f"of={of!r}: choose {' or '.join(encoders)}")
+        return encoders[of].features(batch.modality, batch.inputs, batch.lengths, layers=layers)
 
 
 def _repeat(x: Tensor, masks: int) -> Tensor:

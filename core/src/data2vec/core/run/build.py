@@ -1,4 +1,4 @@
-"""From an experiment to a model and the engine that runs it on this rank."""
+"""From an experiment to a task and the engine that runs it on this rank."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from typing import Any
 import torch
 
 from data2vec.core.data.dataset import TrainData
+from data2vec.core.distributed.device import choose_device
 from data2vec.core.distributed.launchers import place
 from data2vec.core.distributed.ranks import Ranks
-from data2vec.core.engines.engine import Engine, TorchEngine, choose_device, uses_bf16
+from data2vec.core.engines.engine import Engine, uses_bf16
+from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.errors import DataError
 from data2vec.core.hashing import derive
-from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.run.kinds import Kind
 from data2vec.core.settings.fields import EngineKind, Experiment
 from data2vec.core.task import Task
 from data2vec.core.training.flops import matmul_rate, step_flops
 
 
-def build_model(experiment: Experiment, ranks: Ranks) -> Data2Vec:
-    """The same model on every rank, and generators that differ between them."""
+def build_task(experiment: Experiment, kind: Kind, ranks: Ranks) -> Task[Any]:
+    """Build the same task on every rank, and leave them with generators that differ."""
     seed = experiment.train.seed
     torch.manual_seed(seed)
-    model = Data2Vec.build(experiment)
+    task = kind.build(experiment)
     if ranks.rank > 0:
         torch.manual_seed(derive(seed, ranks.rank))
-    return model
+    return task
 
 
 def build_engine(task: Task[Any], experiment: Experiment, ranks: Ranks) -> Engine:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from data2vec.core.batch import Batch
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.checkpoints.pieces import SavedTensors
 from data2vec.core.data.shards.beside import located
-from data2vec.core.engines.engine import choose_device
+from data2vec.core.distributed.device import choose_device
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.encoder import Features
-from data2vec.core.pretraining.data2vec import Data2Vec
+from data2vec.core.run.folder import CONFIGURATION
+from data2vec.core.run.kinds import kind_of
 from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import from_yaml, validate
-
-CONFIGURATION = "config.yaml"
+from data2vec.core.task import Task
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LoadedRun:
 
     folder: Path
     experiment: Experiment
-    model: Data2Vec
+    model: Task[Any]
     update: int
     device: torch.device
 
@@ -48,12 +48,18 @@ class LoadedRun:
             inputs: (B, ...) as the modality's extractor reads them.
             lengths: (B,) valid lengths where inputs are padded.
             modality: needed when the model has several.
-            layers: see :meth:`data2vec.core.pretraining.data2vec.Data2Vec.features`; so is ``of``.
+            layers: see :meth:`data2vec.core.model.encoder.Encoder.features`.
+            of: which of the task's encoders; pretraining has ``teacher`` and ``student``.
+
+        Raises:
+            ValueError: no such layer or encoder.
         """
         name = modality or next(iter(self.experiment.modalities))
-        unknown = torch.full((len(inputs),), -1)
-        batch = Batch(name, inputs, torch.arange(len(inputs)), unknown, lengths)
-        return self.model.features(batch.to(self.device), layers=layers, of=of)
+        encoders = self.model.encoders()
+        if of not in encoders:
+            raise ValueError(f"of={of!r}: choose {' or '.join(encoders)}")
+        on = self.device
+        return encoders[of].features(name, inputs.to(on), None if lengths is None else lengths.to(on), layers=layers)
 
 
 def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
@@ -89,7 +95,7 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
     return LoadedRun(folder, experiment, model.to(target).eval(), loaded.state["update"], target)
 
 
-def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Data2Vec:
+def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Task[Any]:
     """A model for some saved weights; settings that are none of theirs may ask for more than the memory there is.
 
     Raises:
@@ -103,7 +109,7 @@ def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Data2
         )
     try:
         with torch.random.fork_rng():
-            return Data2Vec.build(experiment)
+            return kind_of(experiment).build(experiment)
     except (RuntimeError, MemoryError, ValueError, OverflowError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{source}: no model can be built of these settings here ({reason})") from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,8 +13,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 _SECONDS_BETWEEN_LINES = 10.0
 
 
+class Display(Protocol):
+    """A view of the progress for a person."""
+
+    def update(self, line: Mapping[str, float], updates: int) -> None:
+        """Show a line of metrics of a run that is to have ``updates``."""
+
+
 class ConsoleDisplay:
-    """Shows the newest metrics line while training runs."""
+    """The newest metrics line, while training runs."""
 
     def __init__(self, console: Console, *, done: int = 0) -> None:
         self.console = console

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any
 
 import torch
@@ -11,9 +12,15 @@ import torch
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.data.dataset import TrainData
 from data2vec.core.engines.engine import Engine, Shares
-from data2vec.core.errors import CheckpointError
+from data2vec.core.errors import CheckpointError, TrainingError
 from data2vec.core.hashing import derive
 from data2vec.core.training.health import HealthCheck
+
+
+class Ending(StrEnum):
+    FINISHED = "finished"
+    INTERRUPTED = "interrupted"
+    OUT_OF_TIME = "out of time"
 
 
 @dataclass
@@ -24,6 +31,20 @@ class Progress:
     positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     best: float | None = None
+
+    def is_best(self, scores: Mapping[str, float], key: str | None) -> bool:
+        """Note the score that ``train.keep_best`` names, and see whether it is higher than ever.
+
+        Raises:
+            TrainingError: no such score.
+        """
+        if key is None:
+            return False
+        if key not in scores:
+            raise TrainingError(f"train.keep_best={key}: evaluation gives no such value; choose of {', '.join(scores)}")
+        best = self.best is None or scores[key] > self.best
+        self.best = scores[key] if best else self.best
+        return best
 
 
 @dataclass(frozen=True)

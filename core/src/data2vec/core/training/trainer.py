@@ -1,50 +1,28 @@
-"""The training loop.
-
-An update of modality m takes the next ``train.batch`` samples of m from its endless, seeded stream, in micro-batches;
-the loss is averaged over all that the task counts in the update, so accumulation changes nothing. With several
-modalities updates take turns.
-"""
+"""The training loop: updates, and after each one the decisions whether to evaluate, to log, to save and to stop."""
 
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator, Mapping
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import torch
-
-from data2vec.core.batch import Batch
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.checkpoints.saver import Saver
-from data2vec.core.data.dataset import BrokenCounter, TrainData
+from data2vec.core.data.dataset import TrainData
 from data2vec.core.engines.engine import Engine
 from data2vec.core.errors import Data2VecError, RankLostError, TrainingError
 from data2vec.core.settings.fields import Experiment
-from data2vec.core.task import Moments
 from data2vec.core.training.clock import Clock
+from data2vec.core.training.display import Display
 from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.monitor import Monitor
-from data2vec.core.training.progress import Progress, Snapshot, restored
-from data2vec.core.training.schedule import learning_rate
+from data2vec.core.training.progress import Ending, Progress, Snapshot, restored
 from data2vec.core.training.share import Share
+from data2vec.core.training.update import Updater
 
 _CHECK_EVERY = 10  # updates after which their values are looked at, however rare log lines are
 _INSPECT_EVERY = 10  # log lines from one inspection to the next
-
-
-class Ending(StrEnum):
-    FINISHED = "finished"
-    INTERRUPTED = "interrupted"
-    OUT_OF_TIME = "out of time"
-
-
-class Display(Protocol):
-    """A view of the progress for a person."""
-
-    def update(self, line: Mapping[str, float], updates: int) -> None: ...
 
 
 class Trainer:
@@ -86,7 +64,7 @@ class Trainer:
             engine.task.vitals(), collapse_after=train.collapse_after, warmup=experiment.optim.warmup,
             modalities=list(data),
         )  # fmt: skip
-        self.broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in self.data.items()}
+        self.updater = Updater(experiment, engine, self.data, self.share, stop_requested)
         self.saver = Saver(folder / "checkpoints", self.ranks, train.keep)
         for d in self.data.values():
             d.require(1 if train.micro_length else train.batch)
@@ -109,7 +87,7 @@ class Trainer:
         """
         with self._opened():
             while self.ending is None:
-                stepped = self._update(self._modality())
+                stepped = self._update()
                 if stepped:
                     self._decide_on_the_end()
                 best = stepped and self._evaluate()
@@ -125,7 +103,7 @@ class Trainer:
         """Files, streams and the clock of a run; whatever ends it, the checkpoint that is being written comes first."""
         self.monitor = Monitor(self.folder, self.health, start_update=self.progress.update, ranks=self.ranks)
         self.clock = Clock(self.train, self.progress.seconds)
-        self.streams = {name: self._stream(name) for name in self.data}
+        self.updater.open(self.progress.positions)
         self.ending = Ending.FINISHED if self.progress.update >= self.train.updates else None
         self.save_is_due, self._lines = False, 0
         self.engine.task.train()
@@ -136,57 +114,28 @@ class Trainer:
         except Data2VecError as error:  # of every rank, so that all wait for the checkpoint that is being written
             with contextlib.suppress(Data2VecError):
                 self.saver.finish()
-            raise (self._with_advice(error) if isinstance(error, TrainingError) else error) from None
+            if isinstance(error, TrainingError):
+                error = type(error)(f"{error}. {self.saver.last_good()}")
+            raise error from None
         finally:
             self.saver.abandon()
             self.monitor.close()
-            for stream in self.streams.values():
-                stream.close()
+            self.updater.close()
 
-    def _modality(self) -> str:
-        """Whose turn the next update is."""
-        return list(self.data)[self.progress.update % len(self.data)]
-
-    def _update(self, name: str) -> bool:
+    def _update(self) -> bool:
         """Apply one update; false where the run is to stop and its data has stopped already."""
-        engine, update, started = self.engine, self.progress.update, time.perf_counter()
-        batches: list[Batch] = []
-        prepared: list[Any] = []
-        failure: Data2VecError | None = None
-        try:
-            batches = [next(self.streams[name]) for _ in range(self.share.passes)]
-            waited = time.perf_counter() - started
-            for batch in batches:
-                self.broken[name].name(batch)
-                prepared.append(engine.task.prepare(batch, seed=self.train.seed, update=update))
-        except Data2VecError as error:
-            failure = error
-        own = (sum(part.count for part in prepared), sum(map(len, prepared)), sum(len(b.broken) for b in batches))
-        count, samples, broken, failed, stopping = map(
-            int, self.ranks.sum([*own, failure is not None, self.stop_requested()])
-        )
-        if failed:
-            if stopping:  # the signal has reached the loader's workers first
-                self.ending = Ending.INTERRUPTED
-                return False
-            self.ranks.agree(failure)
-        with self.ranks.alike():
-            self.broken[name].judge(samples + broken, broken)
-        values: dict[str, torch.Tensor] = {}
-        moments: dict[str, Moments] = {}
-        for part in prepared:
-            step = engine.accumulate(part.to(engine.device), scale=1.0 / count, update=update)
-            new = {"loss": step.total.detach() / count}
-            new |= {f"loss_{key}": loss * (step.count / count) for key, loss in step.losses.items()}
-            values = {key: values[key] + value if values else value for key, value in new.items()}
-            moments = {key: moments[key] + m if moments else m for key, m in step.moments.items()}
-        rate = learning_rate(self.experiment.optim, update, self.train.updates)
-        values["gradient_norm"] = engine.step(rate, update + 1) / self.ranks.world
+        update = self.progress.update
+        name = list(self.data)[update % len(self.data)]  # modalities take turns
+        applied = self.updater.apply(name, update)
+        if applied is None:
+            self.ending = Ending.INTERRUPTED
+            return False
         self.progress.update += 1
         self.progress.positions[name] += self.share.taken
         self.progress.seconds = self.clock.seconds()
-        self.monitor.add(update + 1, values, moments, samples=samples, waited=waited, modality=name)
-        self._last = prepared[-1]
+        self.monitor.add(
+            update + 1, applied.values, applied.moments, samples=applied.samples, waited=applied.waited, modality=name
+        )
         return True
 
     def _decide_on_the_end(self) -> None:
@@ -204,9 +153,7 @@ class Trainer:
         if failed:
             self.ranks.agree(self.saver.failed)
         if last:
-            with self.ranks.alike():
-                for counter in self.broken.values():
-                    counter.finish()
+            self.updater.judge_all()
         self.save_is_due = bool(due)
         self.ending = Ending.INTERRUPTED if stop else Ending.FINISHED if last else Ending.OUT_OF_TIME if is_up else None
 
@@ -218,7 +165,7 @@ class Trainer:
         try:
             with self.ranks.together(), self.monitor.paused():
                 scores = self.evaluate()
-                best = self._is_best(scores)
+                best = self.progress.is_best(scores, self.train.keep_best)
                 self.monitor.write({"update": self.progress.update, **scores})
         except RankLostError:
             raise
@@ -231,18 +178,12 @@ class Trainer:
 
     def _log(self, saving: bool) -> None:
         """Write a log line where one is due, also before a save: no update is saved that has not passed the checks."""
-        update, updates = self.progress.update, self.train.updates
+        update = self.progress.update
         if self.monitor.pending and (saving or self._due(self.train.log_every)):
-            known = {
-                "learning_rate": learning_rate(self.experiment.optim, update - 1, updates),
-                **self.engine.task.known(update), "seconds": self.progress.seconds, **self.measured,
-            }  # fmt: skip
-            if self.engine.device.type == "cuda":
-                known["memory_gib"] = torch.cuda.max_memory_allocated(self.engine.device) / 2**30
-            if self._lines % _INSPECT_EVERY == 0 or self.ending is not None:
-                known |= self.engine.task.inspect(self._last.to(self.engine.device))
+            inspect = self._lines % _INSPECT_EVERY == 0 or self.ending is not None
+            known = {**self.updater.known(update, inspect=inspect), "seconds": self.progress.seconds, **self.measured}
             with self.ranks.together():
-                self.display.update(self.monitor.flush(**known), updates)
+                self.display.update(self.monitor.flush(**known), self.train.updates)
             self._lines += 1
         elif update % _CHECK_EVERY == 0:
             with self.ranks.alike():
@@ -255,35 +196,5 @@ class Trainer:
             self.saver.start(self.progress.update, now.files, now.state, now.local, best=best)
         self.clock.saved()
 
-    def _with_advice(self, error: TrainingError) -> TrainingError:
-        """The error with what can be continued from."""
-        good = checkpoint.latest(self.checkpoints)
-        advice = f"The last good checkpoint is {good}." if good else "No checkpoint had been saved."
-        return type(error)(f"{error}. {advice}")
-
     def _due(self, every: int | None) -> bool:
         return bool(every) and self.progress.update % (every or 1) == 0
-
-    def _is_best(self, scores: Mapping[str, float]) -> bool:
-        """Compare ``train.keep_best`` with what it was.
-
-        Raises:
-            TrainingError: no such score.
-        """
-        key = self.train.keep_best
-        if key is None:
-            return False
-        if key not in scores:
-            raise TrainingError(f"train.keep_best={key}: evaluation gives no such value; choose of {', '.join(scores)}")
-        best = self.progress.best is None or scores[key] > self.progress.best
-        self.progress.best = scores[key] if best else self.progress.best
-        return best
-
-    def _stream(self, name: str) -> Any:
-        ranks, data, start = self.ranks, self.data[name], self.progress.positions[name]
-        pin, micro_length = self.engine.device.type == "cuda", self.train.micro_length
-        if micro_length:
-            return data.length_batches(
-                start, micro_length, ranks.rank, ranks.world, parts=self.share.parts, pin_memory=pin
-            )
-        return data.batches(start, self.share.micro_batch, ranks.rank, ranks.world, pin_memory=pin)
