@@ -66,8 +66,6 @@ class Trainer:
         )  # fmt: skip
         self.updater = Updater(experiment, engine, self.data, self.share, stop_requested)
         self.saver = Saver(folder / "checkpoints", self.ranks, train.keep)
-        for d in self.data.values():
-            d.require(1 if train.micro_length else train.batch)
 
     @property
     def checkpoints(self) -> Path:

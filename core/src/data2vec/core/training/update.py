@@ -57,6 +57,9 @@ class Updater:
         data: training data of each modality.
         share: what this rank does of an update.
         stop_requested: whether the run is to stop.
+
+    Raises:
+        DataError: there is too little data for one update.
     """
 
     def __init__(
@@ -71,6 +74,8 @@ class Updater:
         self.stop_requested, self.ranks = stop_requested, engine.ranks
         self._broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in data.items()}
         self._streams: dict[str, Any] = {}
+        for d in data.values():
+            d.require(1 if experiment.train.micro_length else experiment.train.batch)
 
     def open(self, positions: Mapping[str, int]) -> None:
         """Begin to read each modality's samples at a position."""
