@@ -58,7 +58,7 @@ class Bucket:
         self.ask("DELETE", f"/set/{name}")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # one for each process: the library keeps the address that it saw first
 def server() -> Iterator[str]:
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -68,7 +68,7 @@ def server() -> Iterator[str]:
     running.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return scenarios.write_shards(tmp_path_factory.mktemp("set"), "vision", 27)
 
