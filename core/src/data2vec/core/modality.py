@@ -6,8 +6,7 @@ its parts. Core never asks which modality it holds.
 
 from __future__ import annotations
 
-import importlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, stack
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.registry import ModalitySettings
 
 if TYPE_CHECKING:
     from data2vec.core.model.encoder import Frontend
@@ -76,56 +76,16 @@ class Illustrations:
 
 
 @dataclass(frozen=True)
-class Modality(ABC):
-    """Settings and parts of one modality. Subclasses set ``name`` and add their fields."""
+class Modality(ModalitySettings):
+    """Settings and parts of one modality. Subclasses set ``name`` and ``extensions`` and add their fields."""
 
-    name: ClassVar[str]
-    extensions: ClassVar[tuple[str, ...]]  # shard members that hold the input, lower case
     length_unit: ClassVar[str] = ""  # what input lengths count, where samples differ ("tokens")
     assets: ClassVar[tuple[str, ...]] = ()  # files beside the shards that a run keeps (a tokenizer)
-
-    _registry: ClassVar[dict[str, type[Modality]]] = {}
-
-    def __init_subclass__(cls, **kwargs: object) -> None:
-        super().__init_subclass__(**kwargs)
-        if "name" in cls.__dict__:
-            Modality._registry[cls.name] = cls
-
-    @staticmethod
-    def by_name(name: str) -> type[Modality]:
-        """The class of a modality, from the package ``data2vec.NAME`` unless it is already imported.
-
-        Raises:
-            ConfigError: no such modality is installed.
-        """
-        if name not in Modality._registry and name.isidentifier():
-            try:
-                importlib.import_module(f"data2vec.{name}")
-            except ModuleNotFoundError as error:
-                if error.name != f"data2vec.{name}":
-                    raise
-        if name not in Modality._registry:
-            raise ConfigError([f"{name}: no such modality is installed (no package data2vec.{name} defines it)"])
-        return Modality._registry[name]
-
-    @property
-    @abstractmethod
-    def predictor_config(self) -> PredictorConfig:
-        """The head that predicts this modality's targets."""
 
     @property
     @abstractmethod
     def uses_mask_token(self) -> bool:
         """Whether masked positions are replaced by a learned vector (1.0); false where the input itself is masked."""
-
-    @property
-    def has_cls_token(self) -> bool:
-        """Whether a prefix token stands for the whole sample, which ``loss.cls_weight`` needs."""
-        return False
-
-    def problems(self, transformer: TransformerConfig) -> list[str]:
-        """Every setting that is wrong, one line each: ``vision.image_size=30: ...``."""
-        return []
 
     @abstractmethod
     def build_frontend(self, transformer: TransformerConfig) -> Frontend:

@@ -7,19 +7,12 @@ from pathlib import Path
 
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError
-from data2vec.core.settings.fields import Experiment
-from data2vec.core.settings.overrides import differences, from_yaml
+from data2vec.core.settings.declare import Free
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.overrides import from_yaml
+from data2vec.core.settings.tree import differences, freedom
 from data2vec.core.training.schedule import learning_rate
 
-# Settings that do not change what is computed: a run may be continued with other values of these.
-_FREE = (
-    "train.folder", "train.resume", "train.init_from", "train.new_end", "train.max_minutes", "train.log_every",
-    "train.checkpoint_every", "train.checkpoint_minutes", "train.keep", "train.keep_best", "train.device",
-    "train.compile", "train.micro_batch", "train.activation_checkpointing", "train.min_", "train.collapse_after",
-    "evaluation.", "engine.", "data.train", "data.validation", "data.workers", "data.max_broken", "data.cache",
-    "data.fetch_",
-)  # fmt: skip
-_END = ("train.updates", "optim.hold")  # what train.new_end allows to change
 _NAMED = 8  # changed settings that an error names
 
 
@@ -31,13 +24,13 @@ class Continued:
     notice: str = ""
 
 
-def find_checkpoint(experiment: Experiment, folder: Path) -> Continued | None:
+def find_checkpoint(recipe: Recipe, folder: Path) -> Continued | None:
     """Find what the run continues from, and check it against the settings before anything is touched.
 
     Raises:
         CheckpointError: it belongs to another configuration, or the folder must be empty and is not.
     """
-    resume = experiment.train.resume
+    resume = recipe.train.resume
     if resume == "never":
         if (folder / "checkpoints").exists():
             raise CheckpointError(
@@ -51,30 +44,30 @@ def find_checkpoint(experiment: Experiment, folder: Path) -> Continued | None:
     recorded = saved.state.get("configuration", {}).get("yaml")
     if not isinstance(recorded, str):
         raise CheckpointError(f"{place}: records no configuration; choose another checkpoint")
-    old = from_yaml(recorded)
+    old = from_yaml(recorded, type(recipe))
+    allowed = Free.WITH_NEW_END if recipe.train.new_end else Free.YES
     changed = {
         key: f"{key}: {before} there, {now} now"
-        for key, before, now in differences(old, experiment)
-        if not key.startswith(_FREE) and key != "name"
+        for key, before, now in differences(old, recipe)
+        if freedom(recipe, key) < allowed
     }
-    if experiment.train.new_end:
-        changed = {key: text for key, text in changed.items() if key not in _END}
     if changed:
-        raise CheckpointError(_refusal(place, changed))
-    return Continued(saved, _notice(old, experiment, int(saved.state["update"]), place))
+        with_new_end = all(freedom(recipe, key) is Free.WITH_NEW_END for key in changed)
+        raise CheckpointError(_refusal(place, [*changed.values()], with_new_end))
+    return Continued(saved, _notice(old, recipe, int(saved.state["update"]), place))
 
 
-def _refusal(place: Path, changed: dict[str, str]) -> str:
+def _refusal(place: Path, changed: list[str], with_new_end: bool) -> str:
     more = f" (and {len(changed) - _NAMED} more)" if len(changed) > _NAMED else ""
-    listed = "; ".join([*changed.values()][:_NAMED])
-    longer = "train.new_end=true continues it to another end; or use " if set(changed) <= set(_END) else "Use "
+    listed = "; ".join(changed[:_NAMED])
+    longer = "train.new_end=true continues it to another end; or use " if with_new_end else "Use "
     return (
         f"{place} was made with another configuration: {listed}{more}. "
         f"{longer}its settings to continue it, or another train.folder to start a new run"
     )
 
 
-def _notice(old: Experiment, new: Experiment, update: int, place: Path) -> str:
+def _notice(old: Recipe, new: Recipe, update: int, place: Path) -> str:
     """What changes for a run that continues to another end.
 
     Raises:

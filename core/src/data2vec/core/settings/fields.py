@@ -1,4 +1,4 @@
-"""The settings of an experiment: plain frozen dataclasses, no configuration library.
+"""The settings of a run: plain frozen dataclasses, no configuration library.
 
 Defaults are those of data2vec 1.0 base (Baevski et al. 2022, arXiv 2202.03555, "paper 1") unless a comment
 says otherwise. ``data2vec.core.settings.overrides`` merges command-line overrides into them and checks the types.
@@ -10,9 +10,26 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from data2vec.core.errors import ConfigError
+from data2vec.core.settings.declare import (
+    DEVICE,
+    FOLDER_NAME,
+    MEMBER,
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    RATE,
+    SHARE,
+    TEXT,
+    Free,
+    Rule,
+    at_least,
+    each,
+    section,
+    setting,
+)
+from data2vec.core.settings.schema import replaced
 
 
 class NormOrder(StrEnum):
@@ -98,18 +115,19 @@ class Switch(StrEnum):
 class TransformerConfig:
     """The shared Transformer. Base: 12 blocks, 768 wide, 12 heads (paper 1, section 4)."""
 
-    depth: int = 12
-    width: int = 768
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    depth: int = setting(12, at_least(1))
+    width: int = setting(768, at_least(1))
+    heads: int = setting(12, at_least(1))
+    mlp_ratio: float = setting(4.0, POSITIVE)
     norm_order: NormOrder = NormOrder.PRE
-    norm_eps: float = 1e-6
-    layer_scale: float | None = None  # initial value of the learned residual scale; null switches it off
-    drop_path: float = 0.0  # rate of the last block; rises linearly from 0 at the first
-    layer_drop: float = 0.0
-    dropout: float = 0.0
-    attention_dropout: float = 0.0
-    activation_dropout: float = 0.0
+    norm_eps: float = setting(1e-6, POSITIVE)
+    # Initial value of the learned residual scale; null switches it off.
+    layer_scale: float | None = setting(None, POSITIVE)
+    drop_path: float = setting(0.0, RATE)  # rate of the last block; rises linearly from 0 at the first
+    layer_drop: float = setting(0.0, RATE)
+    dropout: float = setting(0.0, RATE)
+    attention_dropout: float = setting(0.0, RATE)
+    activation_dropout: float = setting(0.0, RATE)
 
 
 @dataclass(frozen=True)
@@ -121,24 +139,25 @@ class PredictorConfig:
     """
 
     kind: PredictorKind = PredictorKind.LINEAR
-    layers: int = 1
-    width: int | None = None
-    kernel: int = 3
-    groups: int = 1
+    layers: int = setting(1, at_least(1))
+    width: int | None = setting(None, at_least(1))
+    kernel: int = setting(3, at_least(1))
+    groups: int = setting(1, at_least(1))
     residual: bool = True
-    projection_layers: int = 1
-    projection_ratio: float = 2.0
-    input_dropout: float = 0.0
-    mask_noise: float = 0.01  # standard deviation of the tokens that stand at masked positions (2.0)
+    projection_layers: int = setting(1, at_least(1))
+    projection_ratio: float = setting(2.0, Rule(lambda ratio: ratio > 0, "must be above 0"))
+    input_dropout: float = setting(0.0, RATE)
+    # Standard deviation of the tokens that stand at masked positions (2.0).
+    mask_noise: float = setting(0.01, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
     """Decay rises linearly from ``decay_start`` to ``decay_end`` over ``decay_updates`` updates, then stays."""
 
-    decay_start: float = 0.999
-    decay_end: float = 0.9999
-    decay_updates: int = 30_000
+    decay_start: float = setting(0.999, SHARE)
+    decay_end: float = setting(0.9999, SHARE)
+    decay_updates: int = setting(30_000, NOT_NEGATIVE)
     shares: TeacherShares = TeacherShares.EXTRACTOR
 
 
@@ -146,7 +165,7 @@ class TeacherConfig:
 class TargetsConfig:
     """Mean over the teacher's last ``top_k`` blocks, each normalised by ``layer_norm``, the mean by ``mean_norm``."""
 
-    top_k: int = 8
+    top_k: int = setting(8, at_least(1))
     output: LayerOutput = LayerOutput.FEED_FORWARD
     layer_norm: TargetNorm = TargetNorm.INSTANCE
     mean_norm: TargetNorm = TargetNorm.NONE
@@ -156,72 +175,89 @@ class TargetsConfig:
 class LossConfig:
     """Smooth L1 with ``beta`` (0: squared error), times ``scale`` (null: 1 / sqrt(width)), summed over channels."""
 
-    beta: float = 0.0
-    scale: float | None = None
-    cls_weight: float = 0.0  # of the CLS token's regression of the mean target, averaged over rows (samples x masks)
+    beta: float = setting(0.0, NOT_NEGATIVE)
+    scale: float | None = setting(None, POSITIVE)
+    # Of the CLS token's regression of the mean target, averaged over rows (samples x masks).
+    cls_weight: float = setting(0.0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """AdamW (decoupled decay; none on norms, biases and other 1-D parameters)."""
 
-    lr: float = 5e-4
-    betas: tuple[float, float] = (0.9, 0.98)
-    eps: float = 1e-6
-    weight_decay: float = 0.01
-    clip: float | None = None  # largest gradient norm; null: gradients are not clipped
+    lr: float = setting(5e-4, POSITIVE)
+    betas: tuple[float, float] = setting((0.9, 0.98), each(RATE))
+    eps: float = setting(1e-6, POSITIVE)
+    weight_decay: float = setting(0.01, NOT_NEGATIVE)
+    clip: float | None = setting(None, POSITIVE)  # largest gradient norm; null: gradients are not clipped
     schedule: Schedule = Schedule.COSINE
-    warmup: int = 0  # updates of linear warm-up
-    hold: int = 0  # tri_stage: updates at the full rate after warm-up
-    start_lr_ratio: float = 0.0  # where warm-up starts, as a share of lr
-    final_lr_ratio: float = 0.0  # where the decay ends, as a share of lr
+    warmup: int = setting(0, NOT_NEGATIVE)  # updates of linear warm-up
+    # Of tri_stage: updates at the full rate after warm-up.
+    hold: int = setting(0, NOT_NEGATIVE, Free.WITH_NEW_END)
+    start_lr_ratio: float = setting(0.0, SHARE)  # where warm-up starts, as a share of lr
+    final_lr_ratio: float = setting(0.0, SHARE)  # where the decay ends, as a share of lr
 
 
 @dataclass(frozen=True)
 class DataConfig:
     """Shards: a path, a glob, a brace list (``train-{0000..0999}.tar``), or http(s), s3, gs or hf URLs."""
 
-    train: str | None = None
-    validation: str | None = None  # labelled samples for evaluation; null: a part of train is held out for it
-    workers: int = 2
-    shuffle_shards: int = 16  # samples are shuffled within groups of this many shuffled shards
-    max_broken: float = 0.01  # the run stops when more than this share of samples is broken
-    cache: str | None = None  # folder in which fetched shards are kept, in one of its own; null: in the run's folder
-    cache_gb: float | None = None  # largest size of all that are kept; null: nine tenths of the room there is
-    fetch_minutes: float = 30.0  # longest time for fetching one shard, all tries together
-    fetch_gb: float = 32.0  # largest shard that is fetched where no index gives its size
-    member: str | None = None  # of a sample with several that could be its input (input.jpg): the one that is
+    train: str | None = setting(None, TEXT, Free.YES)
+    # Labelled samples for evaluation; null: a part of train is held out for it.
+    validation: str | None = setting(None, TEXT, Free.YES)
+    workers: int = setting(2, NOT_NEGATIVE, Free.YES)
+    # Samples are shuffled within groups of this many shuffled shards.
+    shuffle_shards: int = setting(16, at_least(1))
+    # The run stops when more than this share of samples is broken.
+    max_broken: float = setting(0.01, SHARE, Free.YES)
+    # Folder in which fetched shards are kept, in one of its own; null: in the run's folder.
+    cache: str | None = setting(None, TEXT, Free.YES)
+    # Largest size of all that are kept; null: nine tenths of the room there is.
+    cache_gb: float | None = setting(None, POSITIVE, Free.YES)
+    # Longest time for fetching one shard, all tries together.
+    fetch_minutes: float = setting(30.0, POSITIVE, Free.YES)
+    fetch_gb: float = setting(32.0, POSITIVE, Free.YES)  # largest shard that is fetched where no index gives its size
+    # Of a sample with several members that could be its input (input.jpg): the one that is.
+    member: str | None = setting(None, MEMBER)
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    updates: int = 400_000
-    batch: int = 2048  # samples of one update over all ranks
-    micro_batch: int | None = None  # samples of one forward pass on one rank; null: batch / ranks
+    updates: int = setting(400_000, at_least(1), Free.WITH_NEW_END)
+    batch: int = setting(2048, at_least(1))  # samples of one update over all ranks
+    # Samples of one forward pass on one rank; null: batch / ranks.
+    micro_batch: int | None = setting(None, at_least(1), Free.YES)
     # Instead of batch and micro_batch, for samples of different lengths: input lengths (waveform samples, tokens) of
     # one update over all ranks and of one forward pass on one rank, padding included. Samples of like length go
     # together; needs the lengths in the shards' index.
-    batch_length: int | None = None
-    micro_length: int | None = None
-    seed: int = 0
-    device: str = "auto"
+    batch_length: int | None = setting(None, at_least(1))
+    micro_length: int | None = setting(None, at_least(1))
+    seed: int = setting(0, Rule(lambda seed: 0 <= seed < 2**63, "must be from 0 to below 2^63"))
+    device: str = setting("auto", DEVICE, Free.YES)
     precision: Precision = Precision.AUTO
-    compile: Switch = Switch.AUTO
-    activation_checkpointing: bool = False
-    folder: str | None = None  # the run's folder; null: runs/NAME
-    resume: str = "auto"  # auto: continue what is in the folder; never: start over only in an empty folder; or a path
-    new_end: bool = False  # continue a run to another train.updates (and optim.hold) than it was started with
-    init_from: str | None = None  # a run or checkpoint whose student a new run starts from, with a new teacher
-    max_minutes: float | None = None  # save and stop after this long; the same command continues
-    log_every: int = 10
-    checkpoint_every: int = 1_000
-    checkpoint_minutes: float | None = 30.0  # also save when this long has passed since the last save
-    keep: int = 2  # newest checkpoints that stay on disk
+    compile: Switch = setting(Switch.AUTO, free=Free.YES)
+    activation_checkpointing: bool = setting(False, free=Free.YES)
+    folder: str | None = setting(None, TEXT, Free.YES)  # the run's folder; null: runs/NAME
+    # auto: continue what is in the folder; never: start over only in an empty folder; or a path.
+    resume: str = setting("auto", TEXT, Free.YES)
+    # Continue a run to another train.updates (and optim.hold) than it was started with.
+    new_end: bool = setting(False, free=Free.YES)
+    # A run or checkpoint whose student a new run starts from, with a new teacher.
+    init_from: str | None = setting(None, free=Free.YES)
+    # Save and stop after this long; the same command continues.
+    max_minutes: float | None = setting(None, POSITIVE, Free.YES)
+    log_every: int = setting(10, at_least(1), Free.YES)
+    checkpoint_every: int = setting(1_000, at_least(1), Free.YES)
+    # Also save when this long has passed since the last save.
+    checkpoint_minutes: float | None = setting(30.0, POSITIVE, Free.YES)
+    keep: int = setting(2, at_least(1), Free.YES)  # newest checkpoints that stay on disk
     # A value of metrics.jsonl that evaluation.every measures (teacher_knn): the checkpoint with the highest stays, too.
-    keep_best: str | None = None
-    min_target_spread: float = 0.05  # the run stops when targets or predictions vary less than this
-    min_prediction_spread: float = 0.01
-    collapse_after: int = 40  # updates in a row with a low spread that count as a collapse
+    keep_best: str | None = setting(None, TEXT, Free.YES)
+    # The run stops when targets or predictions vary less than this.
+    min_target_spread: float = setting(0.05, NOT_NEGATIVE, Free.YES)
+    min_prediction_spread: float = setting(0.01, NOT_NEGATIVE, Free.YES)
+    # Updates in a row with a low spread that count as a collapse.
+    collapse_after: int = setting(40, at_least(1), Free.YES)
 
     @property
     def micro_batches(self) -> int | None:
@@ -256,12 +292,15 @@ class EngineConfig:
 
     kind: EngineKind = EngineKind.AUTO
     # 0: every rank holds everything. 1: optimiser states are sharded. 2: also gradients. 3: also parameters, teacher.
-    zero_stage: int = 1  # one exchange an update; 2 and 3 exchange gradients in every forward pass
+    # Stage 1 makes one exchange an update; 2 and 3 exchange gradients in every forward pass.
+    zero_stage: int = setting(1, Rule(lambda stage: 0 <= stage <= 3, "must be 0, 1, 2 or 3"))
     offload_optimizer: bool = False  # optimiser states and step in host memory (stages 1 to 3)
     offload_parameters: bool = False  # parameters and teacher in host memory until they are used (stage 3)
-    bucket_size: int = 50_000_000  # elements reduced together, and gathered ahead at stage 3
-    persistence_threshold: int = 0  # stage 3: parameters of up to so many elements stay whole on every rank
-    join_minutes: float = 5.0  # how long ranks wait for each other when they start
+    # Elements reduced together, and gathered ahead at stage 3.
+    bucket_size: int = setting(50_000_000, at_least(1))
+    # Stage 3: parameters of up to so many elements stay whole on every rank.
+    persistence_threshold: int = setting(0, NOT_NEGATIVE)
+    join_minutes: float = setting(5.0, POSITIVE)  # how long ranks wait for each other when they start
     deepspeed: dict[str, Any] = field(default_factory=dict)  # any other setting of DeepSpeed, as in its JSON file
 
 
@@ -271,38 +310,37 @@ class EvaluationConfig:
 
     tasks: tuple[str, ...] = ("knn", "linear", "rank")
     layers: str = "top_k"  # top_k: mean of the top K layers; last; all; or a layer number
-    neighbours: int = 20
-    few_labels: int = 200
-    max_samples: int = 50_000
-    max_positions: int = 10_000  # single positions (frames) that the task positions is fitted to, and judged by
-    batch: int = 256
-    every: int | None = None
+    neighbours: int = setting(20, at_least(1))
+    few_labels: int = setting(200, at_least(1))
+    max_samples: int = setting(50_000, at_least(1))
+    # Single positions (frames) that the task positions is fitted to, and judged by.
+    max_positions: int = setting(10_000, at_least(1))
+    batch: int = setting(256, at_least(1))
+    every: int | None = setting(None, at_least(1))
 
 
-def _modalities() -> dict[str, Any]:
+def _no_modalities() -> dict[str, Any]:
     return {}
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """Everything that defines a run. ``modalities`` maps a modality's name to its settings.
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What every task needs: the network, the data and how it is trained.
 
-    In overrides and in ``config.yaml`` a modality's settings stand at the top level under its name
-    (``vision.mask.ratio=0.6``).
+    ``modalities`` maps a modality's name to its settings. In overrides and in ``config.yaml`` they stand at the top
+    level under that name (``vision.mask.ratio=0.6``).
     """
 
-    name: str = "experiment"
-    modalities: Mapping[str, Any] = field(default_factory=_modalities)
-    student_sees: StudentSees = StudentSees.ALL
-    transformer: TransformerConfig = field(default_factory=TransformerConfig)
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    targets: TargetsConfig = field(default_factory=TargetsConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    task: ClassVar[str]  # what the settings are for
+    order: ClassVar[tuple[str, ...]]  # the fields as they are printed
+
+    name: str = setting("experiment", FOLDER_NAME, Free.YES)
+    modalities: Mapping[str, Any] = field(default_factory=_no_modalities)
+    transformer: TransformerConfig = section(TransformerConfig)
+    optim: OptimConfig = section(OptimConfig)
+    data: DataConfig = section(DataConfig)
+    train: TrainConfig = section(TrainConfig)
+    engine: EngineConfig = section(EngineConfig, Free.YES)
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed; a dict changes only the named fields of a section.
@@ -319,19 +357,40 @@ class Experiment:
         if modality_changes:
             base = changes.get("modalities", self.modalities)
             changes["modalities"] = {
-                key: _replaced(value, modality_changes[key], key) if key in modality_changes else value
+                key: replaced(value, modality_changes[key], key) if key in modality_changes else value
                 for key, value in base.items()
             }
-        replaced: Self = _replaced(self, changes, "")
-        return replaced
+        changed: Self = replaced(self, changes)
+        return changed
 
 
-def _replaced(value: Any, change: Any, path: str) -> Any:
-    if not (dataclasses.is_dataclass(value) and isinstance(change, dict)):
-        return change
-    names = {f.name for f in dataclasses.fields(value)}
-    unknown = [key for key in change if key not in names]
-    if unknown:
-        raise ConfigError([f"{path + '.' if path else ''}{key}: no such setting" for key in unknown])
-    nested = {key: _replaced(getattr(value, key), new, f"{path}.{key}" if path else key) for key, new in change.items()}
-    return dataclasses.replace(value, **nested)  # type: ignore[type-var]
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Recipe):
+    """Everything that defines a pretraining run."""
+
+    task: ClassVar[str] = "pretraining"
+    order: ClassVar[tuple[str, ...]] = (
+        "name", "modalities", "student_sees", "transformer", "teacher", "targets", "loss", "optim", "data", "train",
+        "engine", "evaluation",
+    )  # fmt: skip
+
+    student_sees: StudentSees = StudentSees.ALL
+    teacher: TeacherConfig = section(TeacherConfig)
+    targets: TargetsConfig = section(TargetsConfig)
+    loss: LossConfig = section(LossConfig)
+    evaluation: EvaluationConfig = section(EvaluationConfig, Free.YES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuning(Recipe):
+    """Everything that defines the training of a pretrained encoder for a task with labels."""
+
+    task: ClassVar[str] = "fine-tuning"
+    order: ClassVar[tuple[str, ...]] = (
+        "name", "modalities", "start", "transformer", "layer_decay", "freeze_updates", "optim", "data", "train",
+        "engine",
+    )  # fmt: skip
+
+    start: str | None = setting(None, TEXT, Free.YES)  # the run or checkpoint whose encoder is trained on
+    layer_decay: float = setting(1.0, PART)  # factor of the learning rate from each block to the one before it
+    freeze_updates: int = setting(0, NOT_NEGATIVE)  # in which the head alone learns

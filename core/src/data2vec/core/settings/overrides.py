@@ -11,26 +11,30 @@ import math
 import types
 import typing
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from enum import Enum
+from functools import cache, reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.files import read_file
-from data2vec.core.modality import Modality
 from data2vec.core.settings import rules
-from data2vec.core.settings.fields import Experiment
-from data2vec.core.settings.tree import differences, flatten, load, plain, sections, to_yaml, tree
+from data2vec.core.settings.fields import Experiment, Recipe
+from data2vec.core.settings.registry import ModalitySettings
+from data2vec.core.settings.schema import hints
+from data2vec.core.settings.tree import differences, flatten, load, plain, sections, settings_of, to_yaml, tree
 
 __all__ = ["apply_overrides", "differences", "flatten", "from_yaml", "to_yaml", "tree", "validate"]
 
+R = TypeVar("R", bound=Recipe)
 
-def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experiment:
-    """The experiment with settings changed by dotlists such as ``optim.lr=1e-4`` or ``optim.betas=[0.9,0.95]``.
+
+def apply_overrides(recipe: R, overrides: Sequence[str]) -> R:
+    """Change settings of a recipe by dotlists such as ``optim.lr=1e-4`` or ``optim.betas=[0.9,0.95]``.
 
     Text needs no quotes (``data.train=train-{0000..0999}.tar``), whole numbers may be written ``1e5``, and ``null``
     switches an optional setting off. Values are checked alone; :func:`validate` checks them together.
@@ -38,7 +42,7 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
     Raises:
         ConfigError: every unknown key, ill-typed value and malformed or repeated override.
     """
-    hints = _leaf_hints(sections(experiment))
+    known = settings_of(recipe)
     problems: list[str] = []
     values: list[tuple[str, Any]] = []
     for override in overrides:
@@ -46,22 +50,30 @@ def apply_overrides(experiment: Experiment, overrides: Sequence[str]) -> Experim
         key = key.strip()
         if not equals or not key:
             problems.append(f"{override}: not of the form key=value")
-        elif key not in hints:
-            problems.append(f"{override}: {_unknown(key, hints)}")
+        elif key not in known:
+            problems.append(f"{override}: {_unknown(key, known)}")
         elif "${" in text:
             problems.append(f"{override}: ${{...}} is not supported; write the value out")
         else:
-            values.append((key, _read(text, hints[key])))
+            values.append((key, _read(text, known[key].hint)))
     counts = Counter(override.partition("=")[0].strip() for override in overrides if "=" in override)
-    problems += [f"{key}: given {count} times" for key, count in counts.items() if count > 1 and key in hints]
-    return _merged(experiment, values, problems)
+    problems += [f"{key}: given {count} times" for key, count in counts.items() if count > 1 and key in known]
+    return _merged(recipe, values, problems)
 
 
-def from_yaml(source: str | Path) -> Experiment:
-    """An experiment from the text of a configuration, or from a file where ``source`` is a path.
+@overload
+def from_yaml(source: str | Path) -> Experiment: ...
 
-    Settings that are left out keep their defaults. Keys of the top level that are no field of :class:`Experiment`
-    name modalities. Only plain values are accepted: nothing in the text is executed or looked up.
+
+@overload
+def from_yaml(source: str | Path, kind: type[R]) -> R: ...
+
+
+def from_yaml(source: str | Path, kind: type[Recipe] = Experiment) -> Recipe:
+    """Read a recipe from the text of a configuration, or from a file where ``source`` is a path.
+
+    Settings that are left out keep their defaults. Keys of the top level that are no field of ``kind`` name
+    modalities. Only plain values are accepted: nothing in the text is executed or looked up.
 
     Raises:
         ConfigError: the file cannot be read, is not plain YAML, or holds unknown or ill-typed settings.
@@ -75,32 +87,32 @@ def from_yaml(source: str | Path) -> Experiment:
     content = load(source, name)
     if not isinstance(content, dict):
         raise ConfigError([f"{name}: expected settings (key: value), found {type(content).__name__}"])
-    experiment, problems = _with_modalities(content)
-    hints = _leaf_hints(sections(experiment))
-    top = {key.partition(".")[0] for key in hints}
+    recipe, problems = _with_modalities(content, kind)
+    known = settings_of(recipe)
+    top = {key.partition(".")[0] for key in known}
     values: list[tuple[str, Any]] = []
-    for key, value in _leaves(content, hints):
-        if key in hints:
+    for key, value in _leaves(content, known):
+        if key in known:
             values.append((key, value))
         elif key.partition(".")[0] in top:
-            problems.append(f"{rules.show(key, value)}: {_unknown(key, hints)}")
-    return _merged(experiment, values, problems)
+            problems.append(f"{rules.show(key, value)}: {_unknown(key, known)}")
+    return _merged(recipe, values, problems)
 
 
-def validate(experiment: Experiment) -> None:
+def validate(recipe: Recipe) -> None:
     """Check every setting alone and together with the others, and let every modality check its own.
 
     Raises:
         ConfigError: all that is wrong, one line each.
     """
-    problems = _type_problems(experiment) or rules.problems(experiment)
+    problems = _normalised(recipe)[1] or rules.problems(recipe)
     if problems:
         raise ConfigError(problems)
 
 
-def _with_modalities(content: Mapping[str, Any]) -> tuple[Experiment, list[str]]:
-    """A default experiment with the modalities that a configuration names, and what is wrong with those names."""
-    fields = [field.name for field in dataclasses.fields(Experiment) if field.name != "modalities"]
+def _with_modalities(content: Mapping[str, Any], kind: type[R]) -> tuple[R, list[str]]:
+    """Make a default recipe with the modalities that a configuration names, and what is wrong with those names."""
+    fields = [name for name in kind.order if name != "modalities"]
     modalities: dict[str, Any] = {}
     problems: list[str] = []
     for key in content:
@@ -110,41 +122,19 @@ def _with_modalities(content: Mapping[str, Any]) -> tuple[Experiment, list[str]]
             problems.append("modalities: a modality's settings stand at the top level under its name")
             continue
         try:
-            modalities[str(key)] = Modality.by_name(str(key))()
+            modalities[str(key)] = ModalitySettings.by_name(str(key))()
         except ConfigError as error:
             near = difflib.get_close_matches(str(key), fields, n=1)
             problems += [f"{key}: no such setting; did you mean {near[0]}?"] if near else error.problems
-    return Experiment(modalities=modalities), problems
+    return kind(modalities=modalities), problems
 
 
-def _leaf_hints(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """The declared type of every setting by dotted key."""
-    hints: dict[str, Any] = {}
-
-    def walk(value: Any, prefix: str) -> None:
-        declared = typing.get_type_hints(type(value))
-        for field in dataclasses.fields(value):
-            item, key = getattr(value, field.name), f"{prefix}{field.name}"
-            if dataclasses.is_dataclass(item):
-                walk(item, f"{key}.")
-            else:
-                hints[key] = declared[field.name]
-
-    declared = typing.get_type_hints(Experiment)
-    for key, value in nested.items():
-        if dataclasses.is_dataclass(value):
-            walk(value, f"{key}.")
-        else:
-            hints[key] = declared[key]
-    return hints
-
-
-def _leaves(nested: Mapping[str, Any], hints: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Like ``flatten``, but a dict that is the value of one setting stays whole."""
+def _leaves(nested: Mapping[str, Any], known: Container[str], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Flatten like ``flatten``, but a dict that is the value of one setting stays whole."""
     for name, value in nested.items():
         key = f"{prefix}{name}"
-        if isinstance(value, dict) and key not in hints:
-            yield from _leaves(value, hints, f"{key}.")
+        if isinstance(value, dict) and key not in known:
+            yield from _leaves(value, known, f"{key}.")
         else:
             yield key, value
 
@@ -164,44 +154,34 @@ def _read(text: str, hint: Any) -> Any:
     return text if is_text and not isinstance(value, str) else value
 
 
-def _merged(experiment: Experiment, values: Iterable[tuple[str, Any]], problems: list[str]) -> Experiment:
-    """The experiment with typed values in place; raises all ``problems`` together with those of the values."""
-    top = sections(experiment)
-    hints = _leaf_hints(top)
-    broken = _type_problems(experiment)
+def _merged(recipe: R, values: Iterable[tuple[str, Any]], problems: list[str]) -> R:
+    """Put typed values in place; raises all ``problems`` together with those of the values."""
+    changes, broken = _normalised(recipe)
     if broken:
         raise ConfigError([*problems, *broken])
-    config = _structured(top)
+    known = settings_of(recipe)
     for key, value in values:
+        hint = known[key].hint
         try:
-            OmegaConf.update(config, key, _prepared(value, hints[key]))
+            changes[key] = _through_omegaconf(hint, known[key].value, _prepared(value, hint))
         except (OmegaConfBaseException, ValueError, OverflowError):
-            problems.append(f"{rules.show(key, value)}: expected {_expected(hints[key])}")
+            problems.append(f"{rules.show(key, value)}: expected {_expected(hint)}")
     if problems:
         raise ConfigError(problems)
-    merged = vars(OmegaConf.to_object(config))
-    modalities = {name: merged.pop(name) for name in experiment.modalities}
-    return dataclasses.replace(experiment, modalities=modalities, **merged)
+    nested: dict[str, Any] = {}
+    for key, value in changes.items():
+        *groups, last = key.split(".")
+        reduce(lambda inside, group: inside.setdefault(group, {}), groups, nested)[last] = value
+    return recipe.replace(**nested)
 
 
-def _structured(top: Mapping[str, Any]) -> DictConfig:
-    """A typed OmegaConf configuration of the top level, writable although the dataclasses are frozen."""
-    declared = typing.get_type_hints(Experiment)
-    fields = [(key, type(value) if dataclasses.is_dataclass(value) else declared[key]) for key, value in top.items()]
-    config: DictConfig = OmegaConf.structured(dataclasses.make_dataclass("Settings", fields)(**top))
-    OmegaConf.set_readonly(config, False)
-    for group in {key[:dot] for key in _leaf_hints(top) for dot, letter in enumerate(key) if letter == "."}:
-        OmegaConf.set_readonly(OmegaConf.select(config, group), False)
-    return config
-
-
-def _type_problems(experiment: Experiment) -> list[str]:
-    """Settings of an experiment built in Python whose values are not of the declared type."""
+def _normalised(recipe: Recipe) -> tuple[dict[str, Any], list[str]]:
+    """The values that OmegaConf gives another form (1 for a number is 1.0), and those of another type than declared."""
     try:
-        top = sections(experiment)
+        top = sections(recipe)
     except ConfigError as error:
-        return error.problems
-    declared = typing.get_type_hints(Experiment)
+        return {}, error.problems
+    declared = hints(type(recipe))
     problems = [
         f"{key}: expected {declared[key].__name__}, found {type(value).__name__}"
         for key, value in top.items()
@@ -209,40 +189,52 @@ def _type_problems(experiment: Experiment) -> list[str]:
     ]
     problems += [
         f"modalities: {name!r} holds {type(value).__name__}, not a modality's settings"
-        for name, value in experiment.modalities.items()
-        if not isinstance(value, Modality)
+        for name, value in recipe.modalities.items()
+        if not isinstance(value, ModalitySettings)
     ]
     if problems:
-        return problems
-    for key, hint in _leaf_hints(top).items():
-        value: Any = top
-        for part in key.split("."):
-            value = value[part] if isinstance(value, dict) else getattr(value, part)
-        if _looks_up(value):
-            problems.append(f"{rules.show(key, value)}: ${{...}} is not supported; write the value out")
-        elif not _fits(value, hint):
-            problems.append(f"{rules.show(key, value)}: expected {_expected(hint)}")
-    return problems
+        return {}, problems
+    changes: dict[str, Any] = {}
+    for key, one in settings_of(recipe).items():
+        kind, optional = _split(one.hint)
+        if _looks_up(one.value):
+            problems.append(f"{rules.show(key, one.value)}: ${{...}} is not supported; write the value out")
+        elif type(one.value) is not kind and not (one.value is None and optional):
+            try:
+                changes[key] = _through_omegaconf(one.hint, one.value)
+                fits = plain(changes[key]) == plain(one.value)  # text must not merely look like a number
+            except OmegaConfBaseException:
+                fits = False
+            if not fits:
+                problems.append(f"{rules.show(key, one.value)}: expected {_expected(one.hint)}")
+    return changes, problems
+
+
+def _through_omegaconf(hint: Any, value: Any, *update: Any) -> Any:
+    """A value, changed to another or with items of a dict changed, as OmegaConf keeps it in a field of type ``hint``.
+
+    Raises:
+        OmegaConfBaseException: it is not of that type.
+    """
+    config: DictConfig = OmegaConf.structured(_holder(hint)(value))
+    for new in update:
+        OmegaConf.update(config, "value", new)
+    kept: Any = OmegaConf.to_object(config)
+    return kept.value
+
+
+@cache
+def _holder(hint: Any) -> Any:
+    return dataclasses.make_dataclass("Holder", [("value", hint)])
 
 
 def _looks_up(value: Any) -> bool:
     """Whether OmegaConf would look something up for a value, or for an item of it."""
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):
         return any(map(_looks_up, value))
     return isinstance(value, str) and "${" in value
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value survives OmegaConf's check unchanged; text must not merely look like a number."""
-    kind, optional = _split(hint)
-    if type(value) is kind or (value is None and optional):
-        return True
-    holder = dataclasses.make_dataclass("Holder", [("value", hint)])
-    try:
-        kept: Any = OmegaConf.to_object(OmegaConf.structured(holder(value)))
-    except OmegaConfBaseException:
-        return False
-    return bool(plain(kept.value) == plain(value))
 
 
 def _split(hint: Any) -> tuple[Any, bool]:
@@ -294,13 +286,13 @@ def _expected(hint: Any) -> str:
     return f"{text} or null" if optional else text
 
 
-def _unknown(key: str, hints: Mapping[str, Any]) -> str:
+def _unknown(key: str, known: Iterable[str]) -> str:
     """What to say about a key that does not exist: the nearest that does."""
-    inside = [name for name in hints if name.startswith(f"{key}.")]
+    inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"a group of settings; set one of them, such as {inside[0]}"
     last = key.rpartition(".")[2]
-    near = [name for name in hints if name.endswith(f".{key}")]
-    near += difflib.get_close_matches(key, hints, n=1)
-    near += [name for name in hints if name.rpartition(".")[2] == last]
+    near = [name for name in known if name.endswith(f".{key}")]
+    near += difflib.get_close_matches(key, list(known), n=1)
+    near += [name for name in known if name.rpartition(".")[2] == last]
     return f"no such setting; did you mean {near[0]}?" if near else "no such setting; --print-config lists them all"

@@ -15,7 +15,9 @@ from typing import Any, ClassVar
 import yaml
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.declare import Free
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.schema import Setting, settings_in, settings_of_field
 
 _MAX_DEPTH = 16
 _NULL = re.compile(r"^(?:~|null|Null|NULL|)$")
@@ -64,27 +66,51 @@ def plain(value: Any) -> Any:
     return value
 
 
-def sections(experiment: Experiment) -> dict[str, Any]:
-    """The top level of a configuration: the fields in order, with the modalities in place of ``modalities``.
+def sections(recipe: Recipe) -> dict[str, Any]:
+    """The top level of a configuration: the fields as they are printed, with the modalities in place of ``modalities``.
 
     Raises:
         ConfigError: a modality has the name of a setting, or a name that no key can have.
     """
-    problems = modality_name_problems(experiment)
+    problems = modality_name_problems(recipe)
     if problems:
         raise ConfigError(problems)
     top: dict[str, Any] = {}
-    for field in dataclasses.fields(experiment):
-        value = getattr(experiment, field.name)
-        top.update(value if field.name == "modalities" else {field.name: value})
+    for name in recipe.order:
+        value = getattr(recipe, name)
+        top.update(value if name == "modalities" else {name: value})
     return top
 
 
-def modality_name_problems(experiment: Experiment) -> list[str]:
+def settings_of(recipe: Recipe) -> dict[str, Setting]:
+    """List every setting by dotted key, in the order in which they are printed.
+
+    Raises:
+        ConfigError: as :func:`sections`.
+    """
+    found: dict[str, Setting] = {}
+    fields = {field.name: field for field in dataclasses.fields(recipe)}
+    for name, value in sections(recipe).items():
+        if name in fields:
+            found.update(settings_of_field(recipe, fields[name]))
+        elif dataclasses.is_dataclass(value):
+            found.update(settings_in(value, f"{name}."))
+    return found
+
+
+def freedom(recipe: Recipe, key: str) -> Free:
+    """Whether a run may be continued with another value of a setting, or of an item of one."""
+    settings = settings_of(recipe)
+    while key and key not in settings:
+        key = key.rpartition(".")[0]
+    return settings[key].free if key else Free.NO
+
+
+def modality_name_problems(recipe: Recipe) -> list[str]:
     """What is wrong with the names under which the modalities stand, one line each."""
-    fields = {field.name for field in dataclasses.fields(experiment)}
+    fields = {field.name for field in dataclasses.fields(recipe)}
     problems = []
-    for name in experiment.modalities:
+    for name in recipe.modalities:
         if name in fields:
             problems.append(f"modalities: {name!r} is the name of a setting; a modality needs another name")
         elif not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -92,9 +118,9 @@ def modality_name_problems(experiment: Experiment) -> list[str]:
     return problems
 
 
-def tree(experiment: Experiment) -> dict[str, Any]:
+def tree(recipe: Recipe) -> dict[str, Any]:
     """Every setting as nested dicts of plain values; a modality's settings stand at the top under its name."""
-    return {key: plain(value) for key, value in sections(experiment).items()}
+    return {key: plain(value) for key, value in sections(recipe).items()}
 
 
 def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -108,7 +134,7 @@ def flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(a: Experiment, b: Experiment) -> list[tuple[str, Any, Any]]:
+def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """(key, value in ``a``, value in ``b``) of every setting that differs; None where one lacks the setting."""
     old, new = flatten(tree(a)), flatten(tree(b))
     return [(key, old.get(key), new.get(key)) for key in {**old, **new} if old.get(key) != new.get(key)]
@@ -122,9 +148,9 @@ def dump(value: Any) -> str:
     return text.removesuffix("...\n")
 
 
-def to_yaml(experiment: Experiment) -> str:
+def to_yaml(recipe: Recipe) -> str:
     """The complete configuration, every setting in a stable order; ``overrides.from_yaml`` reads it back."""
-    return dump(tree(experiment))
+    return dump(tree(recipe))
 
 
 def load(text: str, source: str) -> Any:
