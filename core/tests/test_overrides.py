@@ -5,22 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.modality import Masker, Modality
 from data2vec.core.settings.fields import (
     Experiment,
     NormOrder,
     OptimConfig,
-    PredictorConfig,
     Schedule,
     Switch,
     TargetsConfig,
@@ -28,74 +24,16 @@ from data2vec.core.settings.fields import (
 )
 from data2vec.core.settings.overrides import apply_overrides, differences, flatten, from_yaml, to_yaml, tree, validate
 from data2vec.core.settings.tree import dump
+from data2vec.core.testing import load_module
 
-
-class Kind(StrEnum):
-    BLOCK = "block"
-    INVERSE = "inverse_block"
-
-
-@dataclass(frozen=True)
-class ToyMask:
-    kind: Kind = Kind.BLOCK
-    ratio: float = 0.6
-    spans: tuple[int, ...] = (4, 8)
-
-
-@dataclass(frozen=True)
-class Toy(Modality):
-    """A modality with every kind of setting that one may have."""
-
-    name: ClassVar[str] = "toy_settings"
-    extensions: ClassVar[tuple[str, ...]] = ("toy",)
-
-    mask: ToyMask = field(default_factory=ToyMask)
-    predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    layers: tuple[tuple[int, float], ...] = ((3, 0.5),)
-    kinds: tuple[Kind, ...] = ()
-    label: str = "none"
-    maximum: int | None = None
-    flip: bool = False
-
-    @property
-    def predictor_config(self) -> PredictorConfig:
-        return self.predictor
-
-    @property
-    def uses_mask_token(self) -> bool:
-        return True
-
-    def problems(self, transformer: TransformerConfig) -> list[str]:
-        too_large = self.maximum is not None and self.maximum > transformer.width
-        return [f"{self.name}.maximum={self.maximum}: larger than transformer.width"] if too_large else []
-
-    def build_frontend(self, transformer: TransformerConfig) -> Any:
-        raise AssertionError("settings are handled without building anything")
-
-    def build_masker(self) -> Masker:
-        raise AssertionError("settings are handled without building anything")
-
-    def build_decoder(self, *, train: bool) -> Any:
-        raise AssertionError("settings are handled without building anything")
-
-
-BASE = Experiment(name="base", modalities={"toy_settings": Toy()})
-
-
-def override(*overrides: str) -> Experiment:
-    return apply_overrides(BASE, overrides)
+made = load_module("toy_settings", Path(__file__).with_name("toy_settings.py"))
+BASE, Kind, Toy, ToyMask, override, toy = made.BASE, made.Kind, made.Toy, made.ToyMask, made.override, made.toy
 
 
 def problems_of(*overrides: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         override(*overrides)
     return caught.value.problems
-
-
-def toy(experiment: Experiment) -> Toy:
-    settings_ = experiment.modalities["toy_settings"]
-    assert isinstance(settings_, Toy)
-    return settings_
 
 
 @pytest.mark.parametrize(
@@ -369,82 +307,3 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\xff")
     with pytest.raises(ConfigError, match=r"binary\.yaml: cannot be read"):
         from_yaml(tmp_path / "binary.yaml")
-
-
-@pytest.mark.parametrize(
-    ("overrides", "problem"),
-    [
-        (["targets.top_k=8", "transformer.depth=4"], "targets.top_k=8: larger than transformer.depth=4; choose 1 to 4"),
-        (["transformer.width=100"], "transformer.width=100: transformer.heads=12 does not divide it"),
-        (["train.micro_batch=1000"], "train.micro_batch=1000: does not divide train.batch=2048"),
-        (["train.micro_batch=0"], "train.micro_batch=0: must be 1 or more"),
-        (["train.batch=-1"], "train.batch=-1: must be 1 or more"),
-        (
-            ["optim.schedule=tri_stage", "optim.warmup=300000", "optim.hold=300000"],
-            "optim.warmup=300000 and optim.hold",
-        ),
-        (["optim.hold=5"], "optim.hold=5: only optim.schedule=tri_stage"),
-        (["teacher.decay_end=0.9"], "teacher.decay_start=0.999: larger than teacher.decay_end=0.9"),
-        (["teacher.decay_end=1.5"], "teacher.decay_end=1.5: must be from 0 to 1"),
-        (["transformer.drop_path=1"], "transformer.drop_path=1.0: must be from 0 to below 1"),
-        (["optim.betas=[0.9,1]"], "optim.betas=[0.9, 1.0]: each must be from 0 to below 1"),
-        (["optim.lr=0"], "optim.lr=0.0: must be greater than 0"),
-        (["evaluation.tasks=[knn,guess]"], "evaluation.tasks: 'guess' is no task; choose from knn, linear, rank"),
-        (["evaluation.tasks=[knn,knn]"], "evaluation.tasks: 'knn' is given 2 times"),
-        (["evaluation.layers=13"], "evaluation.layers=13: choose top_k, last, all, extractor or a layer from 1 to 12"),
-        (["train.keep=0"], "train.keep=0: must be 1 or more"),
-        (["train.device=gpu 0"], "train.device=gpu 0: must be auto"),
-        (["name=../../etc"], "name=../../etc: must be usable as a folder's name"),
-        (["name=."], "name=.: must be usable as a folder's name"),
-        (["name="], "name=: must be usable as a folder's name"),
-        (["data.train="], "data.train=: must not be empty"),
-        (["toy_settings.maximum=1000"], "toy_settings.maximum=1000: larger than transformer.width"),
-    ],
-)
-def test_a_setting_that_cannot_work_is_one_clear_problem(overrides: list[str], problem: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(override(*overrides))
-    assert len(caught.value.problems) == 1
-    assert caught.value.problems[0].startswith(problem)
-
-
-def test_validation_reports_everything_together() -> None:
-    with pytest.raises(ConfigError) as caught:
-        validate(override("targets.top_k=20", "train.batch=0", "toy_settings.maximum=1000", "name=/"))
-    assert {problem.partition("=")[0] for problem in caught.value.problems} == {
-        "targets.top_k",
-        "train.batch",
-        "toy_settings.maximum",
-        "name",
-    }
-
-
-def test_modalities_are_checked() -> None:
-    for modalities, message in (
-        ({}, "needs at least one"),
-        ({"optim": Toy()}, "'optim' is the name of a setting"),
-        ({"other": Toy()}, "'other' holds the settings of 'toy_settings'"),
-        ({"toy_settings": 3}, "holds int, not a modality's settings"),
-        ({"no name": Toy()}, "is no name of a modality"),
-    ):
-        with pytest.raises(ConfigError, match=message):
-            validate(Experiment(modalities=modalities))
-
-
-def test_a_modality_with_the_name_of_a_setting_is_not_written() -> None:
-    with pytest.raises(ConfigError, match="'optim' is the name of a setting"):
-        to_yaml(Experiment(modalities={"optim": Toy()}))
-
-
-def test_settings_built_in_python_are_checked_too() -> None:
-    wrong: Any = [
-        ({"optim": OptimConfig(lr="1e-4")}, "optim.lr=1e-4: expected a number"),  # type: ignore[arg-type]
-        ({"optim": OptimConfig(lr=float("nan"))}, "optim.lr="),
-        ({"transformer": {"depth": 3}}, "transformer: expected TransformerConfig, found dict"),
-        ({"modalities": {"toy_settings": Toy(mask={})}}, "toy_settings.mask={}: expected ToyMask"),  # type: ignore[arg-type]
-        ({"modalities": {"toy_settings": Toy(layers=((1, float("inf")),))}}, "toy_settings.layers="),
-        ({"name": "${oc.env:HOME}"}, r"name=\$\{oc.env:HOME\}: \$\{...\} is not supported"),
-    ]
-    for changes, message in wrong:
-        with pytest.raises(ConfigError, match=message):
-            validate(dataclasses.replace(BASE, **changes))

@@ -72,7 +72,7 @@ def test_sine_positions_need_a_width_they_divide():
 
 
 def test_all_problems_are_listed():
-    assert len(Vision(image_size=30, channels=2, mask=MaskConfig(ratio=2.0)).problems(BASE)) == 2
+    assert len(Vision(image_size=30, channels=2, mask=MaskConfig(ratio=2.0)).problems(BASE)) == 3
     assert len(Vision(channels=2, blocks=-1, mask=MaskConfig(ratio=2.0)).problems(BASE)) == 3
 
 

@@ -14,7 +14,7 @@ from data2vec.core.distributed.device import choose_device
 from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.engines.engine import Engine, Shares, compile_blocks, recompute_blocks, shared_out, uses_bf16
 from data2vec.core.engines.optimiser import adamw_state, build_optimiser, check_moments, load_adamw_state, set_rate
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 from data2vec.core.task import Step, Task, lerp
 
 
@@ -23,23 +23,23 @@ class TorchEngine(Engine):
 
     sharded = False
 
-    def __init__(self, task: Task[Any], experiment: Experiment, ranks: Ranks | None = None) -> None:
+    def __init__(self, task: Task[Any], recipe: Recipe, ranks: Ranks | None = None) -> None:
         """Take the task to its device and make the optimiser.
 
         Raises:
             ConfigError: ``train.device`` is not usable here.
         """
-        train = experiment.train
+        train = recipe.train
         self.ranks = ranks or Ranks()
         self.device = choose_device(train.device)
         self.task = task.to(self.device)
         recompute_blocks(self.task, train.activation_checkpointing)
         self.bf16 = uses_bf16(train.precision, self.device)
         self.compiled = compile_blocks(self.task, train.compile, self.device)
-        self.optimiser = build_optimiser(self.task, experiment.optim)
-        self.clip = experiment.optim.clip
+        self.optimiser = build_optimiser(self.task, recipe.optim)
+        self.clip = recipe.optim.clip
         self.seed = train.seed
-        self.bucket_size = experiment.engine.bucket_size
+        self.bucket_size = recipe.engine.bucket_size
         self._trained = [p for group in self.optimiser.param_groups for p in group["params"]]
 
     def autocast(self) -> contextlib.AbstractContextManager[None]:

@@ -25,7 +25,7 @@ from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.engines.engine import Engine, Shares, compile_blocks, recompute_blocks, shared_out, uses_bf16
 from data2vec.core.engines.optimiser import adamw_state, build_optimiser, check_moments, load_adamw_state, set_rate
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import EngineConfig, Experiment, Switch
+from data2vec.core.settings.fields import EngineConfig, Recipe, Switch
 from data2vec.core.task import Step, Task, check_state, lerp
 
 _log = logging.getLogger(__name__)
@@ -92,13 +92,13 @@ def _merged(ours: dict[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
 class DeepSpeedEngine(Engine):
     """See :class:`data2vec.core.engines.engine.Engine`."""
 
-    def __init__(self, task: Task[Any], experiment: Experiment, ranks: Ranks) -> None:
+    def __init__(self, task: Task[Any], recipe: Recipe, ranks: Ranks) -> None:
         """Hand the task to DeepSpeed; every rank must have built the same one.
 
         Raises:
             ConfigError: DeepSpeed is not installed or refuses the settings, or ``train.device`` is not usable here.
         """
-        train, self.stage = experiment.train, experiment.engine.zero_stage
+        train, self.stage = recipe.train, recipe.engine.zero_stage
         self.ranks, self.task, self.seed = ranks, task, train.seed
         self.device = choose_device(train.device)
         self.bf16 = uses_bf16(train.precision, self.device)
@@ -112,12 +112,12 @@ class DeepSpeedEngine(Engine):
                 _log.warning("blocks are not compiled at ZeRO stage 3, where that gives wrong results: running eagerly")
             switch = Switch.OFF
         self.compiled = compile_blocks(task, switch, self.device)
-        base = build_optimiser(task, experiment.optim)
-        self._clip = experiment.optim.clip
+        base = build_optimiser(task, recipe.optim)
+        self._clip = recipe.optim.clip
         self._norm: Tensor | None = None
         if self.stage == 0:
             base.register_step_pre_hook(self._clip_all)
-        settings = deepspeed_settings(experiment.engine, self._clip if self.stage else None)
+        settings = deepspeed_settings(recipe.engine, self._clip if self.stage else None)
         self._engine = _initialise(_Loss(task, self.device, self.bf16), base, settings, self.device)
         self._base = base
         # DeepSpeed adds attributes to parameters at stage 3, which no type declares.

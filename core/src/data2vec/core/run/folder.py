@@ -8,14 +8,14 @@ from pathlib import Path
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.lock import only_writer
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 
 CONFIGURATION = "config.yaml"
 
 
-def run_folder(experiment: Experiment) -> Path:
+def run_folder(recipe: Recipe) -> Path:
     """``train.folder``, or ``runs/NAME``."""
-    return Path(experiment.train.folder or Path("runs") / experiment.name)
+    return Path(recipe.train.folder or Path("runs") / recipe.name)
 
 
 def check_folder(folder: Path) -> None:

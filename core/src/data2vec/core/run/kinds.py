@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 
 from data2vec.core.data.dataset import EvaluationData, TrainData
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.errors import ConfigError
+from data2vec.core.settings.fields import Experiment, Recipe
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
 
@@ -20,7 +21,7 @@ from data2vec.core.training.progress import Progress
 class Subject:
     """What is evaluated: a task on ``device``, the data it is trained on and the data that it is judged by."""
 
-    experiment: Experiment
+    recipe: Recipe
     task: Task[Any]
     device: torch.device
     train: Mapping[str, TrainData]
@@ -30,11 +31,11 @@ class Subject:
 class Kind(Protocol):
     """A kind of training: how its task is built, scored while it trains, and judged and shown in the end."""
 
-    def build(self, experiment: Experiment) -> Task[Any]:
+    def build(self, recipe: Recipe) -> Task[Any]:
         """Build the task, freshly initialised; draws from torch's global generator."""
 
-    def scores(self, subject: Subject) -> Callable[[], Mapping[str, float]]:
-        """Make the function that scores a task while it trains, each rank on its own."""
+    def scores(self, subject: Subject) -> tuple[Callable[[], Mapping[str, float]], int | None]:
+        """Make the function that scores a task while it trains, each rank on its own, and say how often it is asked."""
 
     def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
         """Evaluate the trained task and write the report into the run's folder.
@@ -45,8 +46,15 @@ class Kind(Protocol):
         """
 
 
-def kind_of(experiment: Experiment) -> Kind:
-    """The kind of training that the settings describe."""
+def kind_of(recipe: Recipe) -> Kind:
+    """The kind of training that the settings describe.
+
+    Raises:
+        ConfigError: there is none.
+    """
     from data2vec.core.run.pretraining import Pretraining
 
-    return Pretraining()
+    kinds: dict[str, Kind] = {Experiment.task: Pretraining()}
+    if recipe.task not in kinds:
+        raise ConfigError([f"{recipe.name}: {recipe.task} is no kind of training; there is {', '.join(kinds)}"])
+    return kinds[recipe.task]

@@ -14,20 +14,20 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.data.shards.beside import beside, keep, located
 from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.errors import ConfigError, Data2VecError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 
 _log = logging.getLogger(__name__)
 _HELD_OUT = 0.1  # of the training samples, where no validation shards are named
 
 
-def write_sample_data(experiment: Experiment, folder: Path, console: Console) -> None:
+def write_sample_data(recipe: Recipe, folder: Path, console: Console) -> None:
     """Write the sample shards into ``folder``, unless they are there.
 
     Raises:
         ConfigError: the experiment has several modalities.
         DataError: the packages that the samples come from are not installed.
     """
-    (name, modality), *others = experiment.modalities.items()
+    (name, modality), *others = recipe.modalities.items()
     if others:
         raise ConfigError(["data.train: the sample variant has one modality; name shards for several"])
     place = folder / name
@@ -36,11 +36,11 @@ def write_sample_data(experiment: Experiment, folder: Path, console: Console) ->
         modality.write_sample_shards(place)
 
 
-def with_sample_data(experiment: Experiment, folder: Path) -> Experiment:
+def with_sample_data(recipe: Recipe, folder: Path) -> Recipe:
     """The experiment with the shards that :func:`write_sample_data` writes."""
-    escaped = Path(glob.escape(str(folder / next(iter(experiment.modalities)))))
+    escaped = Path(glob.escape(str(folder / next(iter(recipe.modalities)))))
     names = {"train": str(escaped / "train-*.tar"), "validation": str(escaped / "validation-*.tar")}
-    return experiment.replace(data=names)
+    return recipe.replace(data=names)
 
 
 def shard_specs(text: str, modalities: Sequence[str], key: str) -> dict[str, str]:
@@ -58,19 +58,19 @@ def shard_specs(text: str, modalities: Sequence[str], key: str) -> dict[str, str
     return pairs
 
 
-def open_data(experiment: Experiment, cache: Path) -> tuple[dict[str, TrainData], dict[str, EvaluationData]]:
+def open_data(recipe: Recipe, cache: Path) -> tuple[dict[str, TrainData], dict[str, EvaluationData]]:
     """Training and evaluation data of each modality.
 
     Raises:
         DataError: shards are missing or broken.
     """
-    data, names = experiment.data, list(experiment.modalities)
+    data, names = recipe.data, list(recipe.modalities)
     assert data.train is not None
     train, validation = {}, {}
     named = shard_specs(data.validation, names, "data.validation") if data.validation else {}
     for name, spec in shard_specs(data.train, names, "data.train").items():
-        modality = experiment.modalities[name]
-        seed = experiment.train.seed
+        modality = recipe.modalities[name]
+        seed = recipe.train.seed
         opened = TrainData.open(spec, modality, data=data, seed=seed, cache=cache)
         if name in named:
             apart = EvaluationData.open(named[name], modality, data=data, seed=seed, cache=cache)
@@ -122,16 +122,16 @@ def _rounded_up(size: int) -> str:
 
 
 def with_assets(
-    experiment: Experiment,
+    recipe: Recipe,
     train: dict[str, TrainData],
     validation: dict[str, EvaluationData],
     folder: Path,
     *,
     started: bool,
-) -> Experiment:
+) -> Recipe:
     """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there."""
     modalities = {}
-    for name, modality in experiment.modalities.items():
+    for name, modality in recipe.modalities.items():
         written = []
         try:
             for data in (train[name], validation[name]):
@@ -144,4 +144,4 @@ def with_assets(
             raise
         train[name] = replace(train[name], modality=modalities[name])
         validation[name] = replace(validation[name], modality=modalities[name])
-    return experiment.replace(modalities=modalities)
+    return recipe.replace(modalities=modalities)

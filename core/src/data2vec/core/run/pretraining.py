@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from data2vec.core.evaluation.evaluate import Compared, evaluate_model, quick_ev
 from data2vec.core.model.encoder import Encoder
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run.kinds import Subject
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Experiment, Recipe
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
 
@@ -24,21 +25,25 @@ _UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encod
 class Pretraining:
     """See :class:`data2vec.core.run.kinds.Kind`."""
 
-    def build(self, experiment: Experiment) -> Data2Vec:
+    def build(self, recipe: Recipe) -> Data2Vec:
         """Build a model of the experiment."""
-        return Data2Vec.build(experiment)
+        assert isinstance(recipe, Experiment)
+        return Data2Vec.build(recipe)
 
-    def scores(self, subject: Subject) -> Callable[[], Mapping[str, float]]:
+    def scores(self, subject: Subject) -> tuple[Callable[[], Mapping[str, float]], int | None]:
         """Make the function that probes the teacher and the student."""
-        s = subject
-        rows = compared(s.experiment, s.task, s.device)
-        return lambda: quick_evaluation(s.experiment, rows, s.device, s.train, s.validation)
+        experiment, device = subject.recipe, subject.device
+        assert isinstance(experiment, Experiment)
+        rows = compared(experiment, subject.task, device)
+        probe = partial(quick_evaluation, experiment, rows, device, subject.train, subject.validation)
+        return probe, experiment.evaluation.every
 
     def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
         """Probe the features of each modality, and write a page on it."""
         from data2vec.core.report.gather import write_run_report  # drawing is slow to import
 
-        experiment, task, device = subject.experiment, subject.task, subject.device
+        experiment, task, device = subject.recipe, subject.task, subject.device
+        assert isinstance(experiment, Experiment)
         assert isinstance(task, Data2Vec)
         rows = compared(experiment, task, device)
         for name in experiment.modalities:

@@ -18,7 +18,7 @@ from data2vec.core.run.kinds import Subject, kind_of
 from data2vec.core.run.load import load_run
 from data2vec.core.run.prepare import open_data, warn_of_small_cache, with_assets, with_sample_data, write_sample_data
 from data2vec.core.run.resume import find_checkpoint
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.training.display import ConsoleDisplay
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
@@ -30,7 +30,7 @@ class Session:
     """A run, for as long as one command lasts.
 
     Args:
-        experiment: validated settings.
+        recipe: validated settings.
         ranks: who runs it.
         interruption: tells when it is to stop.
         console: where people look.
@@ -38,11 +38,11 @@ class Session:
     """
 
     def __init__(
-        self, experiment: Experiment, ranks: Ranks, interruption: Interruption, console: Console, *, is_sample: bool
+        self, recipe: Recipe, ranks: Ranks, interruption: Interruption, console: Console, *, is_sample: bool
     ) -> None:
-        self.experiment, self.ranks, self.interruption, self.console = experiment, ranks, interruption, console
-        self.folder, self.kind = run_folder(experiment), kind_of(experiment)
-        self.makes_samples = is_sample and experiment.data.train is None
+        self.recipe, self.ranks, self.interruption, self.console = recipe, ranks, interruption, console
+        self.folder, self.kind = run_folder(recipe), kind_of(recipe)
+        self.makes_samples = is_sample and recipe.data.train is None
 
     def run(self) -> int:
         """Run it; returns the exit code.
@@ -73,19 +73,19 @@ class Session:
             hold(self.held, self.folder)
 
     def _find_the_checkpoint(self) -> None:
-        choose_device(self.experiment.train.device)  # before anything is written
-        self.continued = find_checkpoint(self.experiment, self.folder)
+        choose_device(self.recipe.train.device)  # before anything is written
+        self.continued = find_checkpoint(self.recipe, self.folder)
         update = 0 if self.continued is None else int(self.continued.saved.state["update"])
-        self.finished = self.continued is not None and update >= self.experiment.train.updates
+        self.finished = self.continued is not None and update >= self.recipe.train.updates
         if self.makes_samples:
             if self.ranks.first:
-                write_sample_data(self.experiment, self.folder / "data", self.console)
-            self.experiment = with_sample_data(self.experiment, self.folder / "data")
+                write_sample_data(self.recipe, self.folder / "data", self.console)
+            self.recipe = with_sample_data(self.recipe, self.folder / "data")
         # With the place of the sample data, without that of the files which the run keeps.
-        self.configuration = to_yaml(self.experiment)
+        self.configuration = to_yaml(self.recipe)
 
     def _open_the_data(self) -> None:
-        self.train, self.validation = open_data(self.experiment, self.folder / "cache")
+        self.train, self.validation = open_data(self.recipe, self.folder / "cache")
         if self.ranks.first:
             warn_of_small_cache(self.train)
             self._keep_assets(started=self.continued is not None)
@@ -95,26 +95,27 @@ class Session:
             self._keep_assets(started=True)  # rank 0 has put them there
 
     def _keep_assets(self, *, started: bool) -> None:
-        self.experiment = with_assets(self.experiment, self.train, self.validation, self.folder, started=started)
+        self.recipe = with_assets(self.recipe, self.train, self.validation, self.folder, started=started)
 
     def _build(self) -> None:
-        experiment = self.experiment
-        source = experiment.train.init_from if self.continued is None else None
+        recipe = self.recipe
+        source = recipe.train.init_from if self.continued is None else None
         start = None if source is None else load_run(source, device="cpu").model.own_state()
-        task = build_task(experiment, self.kind, self.ranks)
+        task = build_task(recipe, self.kind, self.ranks)
         self.resized = [] if start is None else task.start_from(start)
         encoder = next(iter(task.encoders().values()), task)
         self.parameters = sum(parameter.numel() for parameter in encoder.parameters())
-        self.measured = measure(experiment, task, self.train) if self.ranks.first and not self.finished else {}
-        self.engine: Engine = build_engine(task, experiment, self.ranks)
+        self.measured = measure(recipe, task, self.train) if self.ranks.first and not self.finished else {}
+        self.engine: Engine = build_engine(task, recipe, self.ranks)
 
     def _resume(self) -> None:
-        experiment = self.experiment
+        recipe = self.recipe
         self.display = ConsoleDisplay(self.console)
+        evaluate, every = self.kind.scores(self._subject())
         self.trainer = Trainer(
-            experiment, self.engine, self.train, self.folder,
+            recipe, self.engine, self.train, self.folder,
             configuration={"yaml": self.configuration}, display=self.display, measured=self.measured,
-            evaluate=None if experiment.evaluation.every is None else self.kind.scores(self._subject()),
+            evaluate=None if every is None else evaluate, evaluate_every=every,
             stop_requested=lambda: self.interruption.requested,
         )  # fmt: skip
         if self.continued is not None:
@@ -133,7 +134,7 @@ class Session:
         return Ending.INTERRUPTED if self.interruption.requested else ending
 
     def _stop(self, ending: Ending) -> int:
-        reached = f"stopped ({ending}) at update {self.trainer.progress.update} of {self.experiment.train.updates}"
+        reached = f"stopped ({ending}) at update {self.trainer.progress.update} of {self.recipe.train.updates}"
         self._say(f"{reached}; saved in {self.folder}. {self._how_to_continue()}")
         return EXIT_INTERRUPTED if ending is Ending.INTERRUPTED else 0
 
@@ -156,17 +157,17 @@ class Session:
 
     def _subject(self) -> Subject:
         engine = self.engine
-        return Subject(self.experiment, engine.task, engine.device, self.train, self.validation)
+        return Subject(self.recipe, engine.task, engine.device, self.train, self.validation)
 
     def _summary(self) -> str:
-        experiment, engine, progress, train = self.experiment, self.engine, self.trainer.progress, self.experiment.train
+        recipe, engine, progress, train = self.recipe, self.engine, self.trainer.progress, self.recipe.train
         samples = ", ".join(f"{data.total:,} {name} samples" for name, data in self.train.items())
         how = f"{'bf16' if engine.bf16 else 'fp32'}{', compiled' if engine.compiled else ''}"
         if self.continued is not None:
             text = f"continuing from update {progress.update} of {train.updates} in {self.folder}"
         else:
             new = (
-                f"{experiment.name}: {self.parameters / 1e6:.1f} M parameters, {samples}, {train.updates} updates of "
+                f"{recipe.name}: {self.parameters / 1e6:.1f} M parameters, {samples}, {train.updates} updates of "
                 f"{train.described_batch} on {engine.device} ({how}) in {self.folder}"
             )
             text = "\n".join([*self.resized, new])
@@ -174,7 +175,7 @@ class Session:
         return text if world == 1 else f"{text} ({self.trainer.share.describe(world)})"
 
     def _how_to_continue(self) -> str:
-        resume = "" if self.experiment.train.resume == "auto" else " with train.resume=auto"
+        resume = "" if self.recipe.train.resume == "auto" else " with train.resume=auto"
         return f"The same command{resume} continues."
 
     def _say(self, text: str) -> None:

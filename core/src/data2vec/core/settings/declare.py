@@ -56,6 +56,7 @@ POSITIVE = Rule(lambda value: value > 0, "must be greater than 0")
 NOT_NEGATIVE = at_least(0)
 RATE = Rule(lambda value: 0 <= value < 1, "must be from 0 to below 1")
 SHARE = Rule(lambda value: 0 <= value <= 1, "must be from 0 to 1")
+INSIDE = Rule(lambda value: 0 < value < 1, "must be above 0 and below 1")
 PART = Rule(lambda value: 0 < value <= 1, "must be above 0 and at most 1")
 TEXT = Rule(lambda value: bool(value.strip()), "must not be empty")
 FOLDER_NAME = matching(

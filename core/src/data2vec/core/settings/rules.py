@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-from data2vec.core.settings.fields import Experiment, PredictorKind, Recipe, Schedule, StudentSees
+from data2vec.core.settings.fields import Experiment, PredictorConfig, PredictorKind, Recipe, Schedule, StudentSees
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import Setting, settings_in
 from data2vec.core.settings.tree import dump, flatten, plain, settings_of, tree
@@ -53,9 +53,45 @@ def problems(recipe: Recipe) -> list[str]:
     return found
 
 
-def out_of_range(section: Any, prefix: str) -> list[str]:
-    """List every setting of a dataclass, and of those in it, that breaks the rule beside it."""
-    return _outside(dict(settings_in(section, prefix)))
+def checked(section: Any, prefix: str, *together: tuple[tuple[str, ...], Callable[[], list[str]]]) -> list[str]:
+    """List what is wrong with the settings of a modality, one line each.
+
+    Args:
+        section: a dataclass; its settings, and those of dataclasses in it, are checked by the rules beside them.
+        prefix: of their keys (``vision.``).
+        together: checks of several settings, each with the beginnings of the keys that must be sound for it.
+    """
+    found = _outside(dict(settings_in(section, prefix)))
+    wrong = [line.partition("=")[0].removeprefix(prefix) for line in found]
+    for keys, check in together:
+        if not any(key.startswith(keys) for key in wrong):
+            found += check()
+    return found
+
+
+def predictor_problems(name: str, predictor: PredictorConfig, width: int, *, dimensions: int, why: str) -> list[str]:
+    """List what is wrong with a modality's predictor.
+
+    Args:
+        name: of the modality.
+        predictor: its settings.
+        width: of the Transformer.
+        dimensions: of the grid of positions.
+        why: says so ("images have two dimensions").
+    """
+    fits, other = PredictorKind.CONV1D, PredictorKind.CONV2D
+    if dimensions == 2:
+        fits, other = other, fits
+    if predictor.kind is other:
+        return [f"{name}.predictor.kind={other}: {why}; choose {fits}, linear or mlp"]
+    if predictor.kind is not fits:
+        return []
+    widths = {"transformer.width": width, f"{name}.predictor.width": predictor.width or width}
+    return [
+        f"{name}.predictor.groups={predictor.groups}: does not divide {key}={value}; choose a common divisor"
+        for key, value in widths.items()
+        if value % predictor.groups and (predictor.width is not None or key == "transformer.width")
+    ]
 
 
 def _outside(settings: Mapping[str, Setting]) -> list[str]:

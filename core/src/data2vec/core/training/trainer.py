@@ -12,7 +12,7 @@ from data2vec.core.checkpoints.saver import Saver
 from data2vec.core.data.dataset import TrainData
 from data2vec.core.engines.engine import Engine
 from data2vec.core.errors import Data2VecError, RankLostError, TrainingError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 from data2vec.core.training.clock import Clock
 from data2vec.core.training.display import Display
 from data2vec.core.training.health import HealthCheck
@@ -29,20 +29,20 @@ class Trainer:
     """Training of a task in a folder, from wherever it is to ``train.updates``.
 
     Args:
-        experiment: the settings.
+        recipe: the settings.
         engine: runs the task, here and on the other ranks.
         data: training data of each modality.
         folder: the run's, the same on all ranks.
-        configuration: what a checkpoint records of the experiment, as plain values.
+        configuration: what a checkpoint records of the recipe, as plain values.
         display: shows progress.
         measured: ``flops_per_sample`` and ``peak_flops``, where TFLOP/s and MFU are to be shown.
-        evaluate: called every ``evaluation.every`` updates; what it returns joins the metrics.
+        evaluate: called every ``evaluate_every`` updates and after the last; what it returns joins the metrics.
         stop_requested: asked after each update.
     """
 
     def __init__(
         self,
-        experiment: Experiment,
+        recipe: Recipe,
         engine: Engine,
         data: Mapping[str, TrainData],
         folder: Path,
@@ -51,20 +51,21 @@ class Trainer:
         display: Display,
         measured: Mapping[str, float] | None = None,
         evaluate: Callable[[], Mapping[str, float]] | None = None,
+        evaluate_every: int | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        train = experiment.train
-        self.experiment, self.train, self.engine, self.data, self.folder = experiment, train, engine, dict(data), folder
-        self.configuration, self.display, self.evaluate = configuration, display, evaluate
-        self.measured, self.stop_requested = dict(measured or {}), stop_requested
+        train = recipe.train
+        self.recipe, self.train, self.engine, self.data, self.folder = recipe, train, engine, dict(data), folder
+        self.configuration, self.display, self.measured = configuration, display, dict(measured or {})
+        self.evaluate, self.evaluate_every, self.stop_requested = evaluate, evaluate_every, stop_requested
         self.ranks = engine.ranks
         self.share = Share.of(train, self.ranks.world)
         self.progress = Progress(positions=dict.fromkeys(data, 0))
         self.health = HealthCheck(
-            engine.task.vitals(), collapse_after=train.collapse_after, warmup=experiment.optim.warmup,
+            engine.task.vitals(), collapse_after=train.collapse_after, warmup=recipe.optim.warmup,
             modalities=list(data),
         )  # fmt: skip
-        self.updater = Updater(experiment, engine, self.data, self.share, stop_requested)
+        self.updater = Updater(recipe, engine, self.data, self.share, stop_requested)
         self.saver = Saver(folder / "checkpoints", self.ranks, train.keep)
 
     @property
@@ -158,7 +159,7 @@ class Trainer:
     def _evaluate(self) -> bool:
         """Evaluate where that is due; returns whether ``train.keep_best`` is higher than ever."""
         last = self.progress.update == self.train.updates
-        if not self.evaluate or not (last or self._due(self.experiment.evaluation.every)):
+        if not self.evaluate or not (last or self._due(self.evaluate_every)):
             return False
         try:
             with self.ranks.together(), self.monitor.paused():

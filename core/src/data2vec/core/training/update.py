@@ -18,7 +18,7 @@ from data2vec.core.batch import Batch
 from data2vec.core.data.dataset import BrokenCounter, TrainData
 from data2vec.core.engines.engine import Engine
 from data2vec.core.errors import Data2VecError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.fields import Recipe
 from data2vec.core.task import Moments
 from data2vec.core.training.schedule import learning_rate
 from data2vec.core.training.share import Share
@@ -52,7 +52,7 @@ class Updater:
     """The updates of a run.
 
     Args:
-        experiment: the settings.
+        recipe: the settings.
         engine: runs the task.
         data: training data of each modality.
         share: what this rank does of an update.
@@ -64,18 +64,18 @@ class Updater:
 
     def __init__(
         self,
-        experiment: Experiment,
+        recipe: Recipe,
         engine: Engine,
         data: Mapping[str, TrainData],
         share: Share,
         stop_requested: Callable[[], bool],
     ) -> None:
-        self.experiment, self.engine, self.data, self.share = experiment, engine, data, share
+        self.recipe, self.engine, self.data, self.share = recipe, engine, data, share
         self.stop_requested, self.ranks = stop_requested, engine.ranks
-        self._broken = {name: BrokenCounter(experiment.data.max_broken, d.total) for name, d in data.items()}
+        self._broken = {name: BrokenCounter(recipe.data.max_broken, d.total) for name, d in data.items()}
         self._streams: dict[str, Any] = {}
         for d in data.values():
-            d.require(1 if experiment.train.micro_length else experiment.train.batch)
+            d.require(1 if recipe.train.micro_length else recipe.train.batch)
 
     def open(self, positions: Mapping[str, int]) -> None:
         """Begin to read each modality's samples at a position."""
@@ -107,7 +107,7 @@ class Updater:
         applied = Applied(samples, gathered.waited)
         for part in parts:
             self._accumulate(part, count, update, applied)
-        rate = learning_rate(self.experiment.optim, update, self.experiment.train.updates)
+        rate = learning_rate(self.recipe.optim, update, self.recipe.train.updates)
         applied.values["gradient_norm"] = self.engine.step(rate, update + 1) / self.ranks.world
         self._last = parts[-1]
         return applied
@@ -119,8 +119,8 @@ class Updater:
             update: the number of applied updates.
             inspect: whether to add what takes a forward pass of its own (:meth:`Task.inspect`).
         """
-        engine, experiment = self.engine, self.experiment
-        values = {"learning_rate": learning_rate(experiment.optim, update - 1, experiment.train.updates)}
+        engine, recipe = self.engine, self.recipe
+        values = {"learning_rate": learning_rate(recipe.optim, update - 1, recipe.train.updates)}
         values |= engine.task.known(update)
         if engine.device.type == "cuda":
             values["memory_gib"] = torch.cuda.max_memory_allocated(engine.device) / 2**30
@@ -144,7 +144,7 @@ class Updater:
             for batch in batches:
                 self._broken[name].name(batch)
                 gathered.broken += len(batch.broken)
-                part = self.engine.task.prepare(batch, seed=self.experiment.train.seed, update=update)
+                part = self.engine.task.prepare(batch, seed=self.recipe.train.seed, update=update)
                 gathered.parts.append(part)
         except Data2VecError as error:
             gathered.failure = error
@@ -160,7 +160,7 @@ class Updater:
 
     def _stream(self, name: str, start: int) -> Iterator[Batch]:
         ranks, data, share, pin = self.ranks, self.data[name], self.share, self.engine.device.type == "cuda"
-        length = self.experiment.train.micro_length
+        length = self.recipe.train.micro_length
         if length:
             return data.length_batches(start, length, ranks.rank, ranks.world, parts=share.parts, pin_memory=pin)
         return data.batches(start, share.micro_batch, ranks.rank, ranks.world, pin_memory=pin)

@@ -19,12 +19,15 @@ from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Pan
 from data2vec.core.model.attention import Alibi
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.declare import NOT_NEGATIVE, RATE, Rule, at_least, setting
+from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.speech.extractor import MEL_PHASES, Geometry, PositionConvolutions, SpeechExtractor, position_kernel
 from data2vec.speech.features import log_mel_frames, log_mel_pooled
 from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of
 from data2vec.speech.masker import SpanMasker
 
+_OF_EACH = Rule(lambda values: min(values, default=0) >= 1, "give one number of 1 or more for each convolution")
 _FEWEST_FRAMES = 2  # of a clip: one to hide and one to show
 _SHORTEST_FILTER = 16  # samples of a filter on the mel scale: one period of 1 kHz
 
@@ -47,10 +50,27 @@ class MaskConfig:
 
     kind: MaskKind = MaskKind.SPAN
     ratio: float = 0.65
-    length: int = 10  # frames of a span
-    masks: int = 1  # different masks of each clip in one update
-    min_spans: int = 1
-    adjust: float = 0.05  # added to ratio where spans are counted, because they overlap
+    length: int = setting(10, at_least(1))  # frames of a span
+    masks: int = setting(1, at_least(1))  # different masks of each clip in one update
+    min_spans: int = setting(1, at_least(1))
+    adjust: float = setting(0.05, NOT_NEGATIVE)  # added to ratio where spans are counted, because they overlap
+
+    def build(self) -> Masker:
+        """Build the masker."""
+        if self.kind is MaskKind.EXACT_SPAN:
+            return SpanMasker(self.ratio, self.length, self.masks, exact=True, adjust=self.adjust)
+        return SpanMasker(self.ratio, self.length, self.masks, min_spans=self.min_spans)
+
+    def problems(self) -> list[str]:
+        """List what does not go together, one line each."""
+        if self.kind is MaskKind.EXACT_SPAN and not 0 < self.ratio < 1:
+            return [f"speech.mask.ratio={self.ratio}: must be above 0 and below 1"]
+        if self.kind is MaskKind.SPAN and not 0 < self.ratio < self.length:  # at most one start for each frame
+            return [
+                f"speech.mask.ratio={self.ratio}: must be above 0 and below speech.mask.length={self.length}; "
+                "0.65 hides about 49 %"
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -60,9 +80,9 @@ class PositionsConfig:
     The kernel is at least 3; ``depth`` 0 leaves them out.
     """
 
-    width: int = 95
-    depth: int = 5
-    groups: int = 16
+    width: int = setting(95, at_least(1))
+    depth: int = setting(5, NOT_NEGATIVE)
+    groups: int = setting(16, at_least(1))
 
 
 @dataclass(frozen=True)
@@ -74,16 +94,18 @@ class Speech(Modality):
     raw_name: ClassVar[str] = "log-mel spectrum"
     length_unit: ClassVar[str] = "samples at 16 kHz"
 
-    channels: tuple[int, ...] = (512,) * 7  # of each convolution over the waveform
-    kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
-    strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)  # their product is the hop: 320 samples, 20 ms
+    channels: tuple[int, ...] = setting((512,) * 7, _OF_EACH)  # of each convolution over the waveform
+    kernels: tuple[int, ...] = setting((10, 3, 3, 3, 3, 2, 2), _OF_EACH)
+    # Their product is the hop: 320 samples, 20 ms.
+    strides: tuple[int, ...] = setting((5, 2, 2, 2, 2, 2, 2), _OF_EACH)
     mel: bool = False  # the first convolution starts from filters on the mel scale, not from random ones
     positions: PositionsConfig = field(default_factory=PositionsConfig)
     alibi: bool = False  # attention bias by distance (2.0)
     alibi_learned_scale: bool = True  # each head learns a factor of its slope
-    blocks: int = 0  # Transformer blocks of this modality alone, before the shared ones
+    # Transformer blocks of this modality alone, before the shared ones.
+    blocks: int = setting(0, NOT_NEGATIVE)
     input_norm: bool = True  # layer norm before the first block (post-norm Transformers)
-    dropout: float = 0.1  # after the input norm
+    dropout: float = setting(0.1, RATE)  # after the input norm
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)
@@ -122,12 +144,14 @@ class Speech(Modality):
         return length_of(members)
 
     def problems(self, transformer: TransformerConfig) -> list[str]:
-        found = self._convolution_problems()
-        if not found:  # the rest needs frames
-            found += self._audio_problems()
-        found += self._mask_problems()
-        found += self._position_problems(transformer)
-        return found + self._predictor_problems(transformer)
+        layers = ("channels", "kernels", "strides")
+        return checked(
+            self, "speech.", (layers, self._convolution_problems),
+            ((*layers, "audio."), lambda: [] if self._convolution_problems() else self._audio_problems()),
+            (("mask.",), self.mask.problems),
+            (("positions.depth", "positions.groups"), lambda: self._position_problems(transformer)),
+            (("predictor.",), lambda: self._predictor_problems(transformer)),
+        )  # fmt: skip
 
     def build_frontend(self, transformer: TransformerConfig) -> Frontend:
         width, positions = transformer.width, self.positions
@@ -150,10 +174,7 @@ class Speech(Modality):
         )
 
     def build_masker(self) -> Masker:
-        mask = self.mask
-        if mask.kind is MaskKind.EXACT_SPAN:
-            return SpanMasker(mask.ratio, mask.length, mask.masks, exact=True, adjust=mask.adjust)
-        return SpanMasker(mask.ratio, mask.length, mask.masks, min_spans=mask.min_spans)
+        return self.mask.build()
 
     def build_decoder(self, *, train: bool) -> Decoder:
         geometry = self.geometry
@@ -184,20 +205,16 @@ class Speech(Modality):
         return panels(drawn, hop=self.geometry.hop, receptive=self.geometry.receptive_field)
 
     def _convolution_problems(self) -> list[str]:
-        found = []
         layers = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}
-        for key, values in layers.items():
-            if not values or min(values) < 1:
-                found.append(f"speech.{key}={list(values)}: give one number of 1 or more for each convolution")
-        if not found and len({len(values) for values in layers.values()}) > 1:
+        if len({len(values) for values in layers.values()}) > 1:
             counts = ", ".join(f"{len(values)} {key}" for key, values in layers.items())
-            found.append(f"speech.channels={list(self.channels)}: {counts}; give as many of each, one per convolution")
-        if not found and self.mel and (self.channels[0] % MEL_PHASES or self.kernels[0] < _SHORTEST_FILTER):
-            found.append(
+            return [f"speech.channels={list(self.channels)}: {counts}; give as many of each, one per convolution"]
+        if self.mel and (self.channels[0] % MEL_PHASES or self.kernels[0] < _SHORTEST_FILTER):
+            return [
                 f"speech.mel=true: speech.channels begins with {self.channels[0]} and speech.kernels with "
                 f"{self.kernels[0]}; choose a multiple of {MEL_PHASES} filters, of {_SHORTEST_FILTER} samples or more"
-            )
-        return found
+            ]
+        return []
 
     def _audio_problems(self) -> list[str]:
         found, audio = [], self.audio
@@ -214,67 +231,12 @@ class Speech(Modality):
             )
         return found
 
-    def _mask_problems(self) -> list[str]:
-        mask = self.mask
-        found = _below(mask, "mask.", ("length", 1), ("masks", 1), ("min_spans", 1), ("adjust", 0))
-        if mask.kind is MaskKind.EXACT_SPAN and not 0 < mask.ratio < 1:
-            found.append(f"speech.mask.ratio={mask.ratio}: must be above 0 and below 1")
-        elif mask.kind is MaskKind.SPAN and mask.length >= 1 and not 0 < mask.ratio < mask.length:
-            # At most one start for each frame.
-            found.append(
-                f"speech.mask.ratio={mask.ratio}: must be above 0 and below speech.mask.length={mask.length}; "
-                "0.65 hides about 49 %"
-            )
-        return found
-
     def _position_problems(self, transformer: TransformerConfig) -> list[str]:
-        positions = self.positions
-        found = _below(self, "", ("blocks", 0))
-        found += _below(positions, "positions.", ("width", 1), ("depth", 0), ("groups", 1))
-        if not 0 <= self.dropout < 1:
-            found.append(f"speech.dropout={self.dropout}: must be from 0 to below 1")
-        if positions.depth and positions.groups >= 1 and transformer.width % positions.groups:
-            found.append(
-                f"speech.positions.groups={positions.groups}: does not divide transformer.width={transformer.width}; "
-                "choose a divisor"
-            )
-        return found
+        groups, width = self.positions.groups, transformer.width
+        if not self.positions.depth or width % groups == 0:
+            return []
+        return [f"speech.positions.groups={groups}: does not divide transformer.width={width}; choose a divisor"]
 
     def _predictor_problems(self, transformer: TransformerConfig) -> list[str]:
-        predictor = self.predictor
-        found = _below(
-            predictor,
-            "predictor.",
-            ("layers", 1),
-            ("width", 1),
-            ("kernel", 1),
-            ("groups", 1),
-            ("projection_layers", 1),
-            ("mask_noise", 0),
-        )
-        if predictor.kind is PredictorKind.CONV2D:
-            found.append("speech.predictor.kind=conv2d: speech has one dimension; choose conv1d, linear or mlp")
-        if predictor.projection_ratio <= 0:
-            found.append(f"speech.predictor.projection_ratio={predictor.projection_ratio}: must be above 0")
-        if not 0 <= predictor.input_dropout < 1:
-            found.append(f"speech.predictor.input_dropout={predictor.input_dropout}: must be from 0 to below 1")
-        if predictor.kind is PredictorKind.CONV1D and predictor.groups >= 1:
-            widths = {"transformer.width": transformer.width}
-            if predictor.width is not None:
-                widths["speech.predictor.width"] = predictor.width
-            found += [
-                f"speech.predictor.groups={predictor.groups}: does not divide {name}={width}; choose a common divisor"
-                for name, width in widths.items()
-                if width % predictor.groups
-            ]
-        return found
-
-
-def _below(section: object, prefix: str, *least: tuple[str, int]) -> list[str]:
-    """A line for each setting that is smaller than it may be; null is no problem."""
-    found = []
-    for key, low in least:
-        value = getattr(section, key)
-        if value is not None and value < low:
-            found.append(f"speech.{prefix}{key}={value}: must be {low} or more")
-    return found
+        why = "speech has one dimension"
+        return predictor_problems("speech", self.predictor, transformer.width, dimensions=1, why=why)

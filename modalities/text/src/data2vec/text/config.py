@@ -21,7 +21,9 @@ from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
+from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, RATE, at_least, setting
 from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.text.extractor import TextExtractor
 from data2vec.text.features import bag_of_tokens
 from data2vec.text.loader import EXTENSIONS, TextDecoder, collate_text, length_of
@@ -47,15 +49,41 @@ class MaskConfig:
     """
 
     kind: MaskKind = MaskKind.TOKEN
-    ratio: float = 0.15  # share of the tokens that is hidden; for spans before they overlap
-    masks: int = 1  # different masks of each sample in one update
-    length: int = 4  # tokens
-    adjust: float = 0.0
+    ratio: float = setting(0.15, INSIDE)  # share of the tokens that is hidden; for spans before they overlap
+    masks: int = setting(1, at_least(1))  # different masks of each sample in one update
+    length: int = setting(4, at_least(1))  # tokens
+    adjust: float = setting(0.0, NOT_NEGATIVE)
     # True: hidden tokens are replaced in the student's input (1.0). False: they reach its extractor and are hidden
     # afterwards, by taking them away (2.0) or by a learned vector, as student_sees says.
     replace: bool = True
     random_share: float = 0.1  # of the hidden tokens become another token (the configuration of 1.0 has 0)
     kept_share: float = 0.1  # of the hidden tokens stay as they are (there 0)
+
+    def build(self) -> Masker:
+        """Build the masker."""
+        if self.kind is MaskKind.SPAN:
+            return SpanMasker(ratio=self.ratio, length=self.length, adjust=self.adjust, masks=self.masks)
+        return TokenMasker(ratio=self.ratio, masks=self.masks)
+
+    def problems(self) -> list[str]:
+        """List what does not go together, one line each."""
+        found = []
+        if self.kind is MaskKind.SPAN and not self.ratio + self.adjust < 1:
+            found.append(f"text.mask.adjust={self.adjust}: with text.mask.ratio={self.ratio} it must be below 1")
+        if not self.replace:
+            return found
+        if self.masks > 1:
+            found.append(
+                f"text.mask.masks={self.masks}: the student reads one input of each sample where tokens are replaced; "
+                "choose text.mask.masks=1 or text.mask.replace=false"
+            )
+        shares = self.random_share, self.kept_share
+        if min(shares) < 0 or sum(shares) > 1:
+            found.append(
+                f"text.mask.random_share={shares[0]}: with text.mask.kept_share={shares[1]} it must be at most 1, "
+                "and both 0 or more"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -73,11 +101,13 @@ class Text(Modality):
     length_unit: ClassVar[str] = "tokens"
     assets: ClassVar[tuple[str, ...]] = (FILE_NAME,)
 
-    vocabulary: int = 50_265  # rows of the embedding; at least the tokenizer's tokens
+    # Rows of the embedding; at least the tokenizer's tokens.
+    vocabulary: int = setting(50_265, at_least(len(SPECIALS) + 1))
     tokenizer: str | None = None  # tokenizer.json; null: the one beside the shards, or else the bytes of UTF-8
-    block: int = 512
-    dropout: float = 0.1  # after the embedding's layer norm
-    blocks: int = 0  # Transformer blocks of this modality alone, before the shared ones
+    block: int = setting(512, at_least(_SHORTEST))
+    dropout: float = setting(0.1, RATE)  # after the embedding's layer norm
+    # Transformer blocks of this modality alone, before the shared ones.
+    blocks: int = setting(0, NOT_NEGATIVE)
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=lambda: PredictorConfig(PredictorKind.MLP, layers=2))
 
@@ -94,10 +124,10 @@ class Text(Modality):
         return _SHORTEST, self.block
 
     def problems(self, transformer: TransformerConfig) -> list[str]:
-        found = _below(
-            self, "", ("vocabulary", len(SPECIALS) + 1), ("block", _SHORTEST), ("blocks", 0)
-        ) + _outside_rate(self, "", "dropout")
-        return found + self._mask_problems() + self._predictor_problems(transformer)
+        return checked(
+            self, "text.", (("mask.",), self.mask.problems),
+            (("predictor.",), lambda: self._predictor_problems(transformer)),
+        )  # fmt: skip
 
     @cached_property
     def loaded_tokenizer(self) -> Tokenizer:
@@ -125,10 +155,7 @@ class Text(Modality):
         )
 
     def build_masker(self) -> Masker:
-        mask = self.mask
-        if mask.kind is MaskKind.SPAN:
-            return SpanMasker(ratio=mask.ratio, length=mask.length, adjust=mask.adjust, masks=mask.masks)
-        return TokenMasker(ratio=mask.ratio, masks=mask.masks)
+        return self.mask.build()
 
     def build_decoder(self, *, train: bool) -> Decoder:
         return TextDecoder(self.tokenizer, self.block, train)
@@ -213,54 +240,9 @@ class Text(Modality):
 
         write_text_shards(folder)
 
-    def _mask_problems(self) -> list[str]:
-        mask = self.mask
-        found = _below(mask, "mask.", ("masks", 1), ("length", 1), ("adjust", 0))
-        if not 0 < mask.ratio < 1:
-            found.append(f"text.mask.ratio={mask.ratio}: must be above 0 and below 1")
-        elif mask.kind is MaskKind.SPAN and not mask.ratio + mask.adjust < 1:
-            found.append(f"text.mask.adjust={mask.adjust}: with text.mask.ratio={mask.ratio} it must be below 1")
-        if not mask.replace:
-            return found
-        if mask.masks > 1:
-            found.append(
-                f"text.mask.masks={mask.masks}: the student reads one input of each sample where tokens are replaced; "
-                "choose text.mask.masks=1 or text.mask.replace=false"
-            )
-        shares = mask.random_share, mask.kept_share
-        if min(shares) < 0 or sum(shares) > 1:
-            found.append(
-                f"text.mask.random_share={shares[0]}: with text.mask.kept_share={shares[1]} it must be at most 1, "
-                "and both 0 or more"
-            )
-        return found
-
     def _predictor_problems(self, transformer: TransformerConfig) -> list[str]:
-        predictor = self.predictor
-        found = _below(
-            predictor,
-            "predictor.",
-            ("layers", 1),
-            ("width", 1),
-            ("kernel", 1),
-            ("groups", 1),
-            ("projection_layers", 1),
-            ("mask_noise", 0),
-        ) + _outside_rate(predictor, "predictor.", "input_dropout")
-        if predictor.kind is PredictorKind.CONV2D:
-            found.append("text.predictor.kind=conv2d: text has one dimension; choose conv1d, linear or mlp")
-        if predictor.projection_ratio <= 0:
-            found.append(f"text.predictor.projection_ratio={predictor.projection_ratio}: must be above 0")
-        if predictor.kind is PredictorKind.CONV1D and predictor.groups >= 1:
-            widths = {"transformer.width": transformer.width}
-            if predictor.width is not None:
-                widths["text.predictor.width"] = predictor.width
-            found += [
-                f"text.predictor.groups={predictor.groups}: does not divide {name}={width}; choose a common divisor"
-                for name, width in widths.items()
-                if width % predictor.groups
-            ]
-        return found
+        why = "text has one dimension"
+        return predictor_problems("text", self.predictor, transformer.width, dimensions=1, why=why)
 
 
 def _same_content(one: Path, other: Path) -> bool:
@@ -269,18 +251,3 @@ def _same_content(one: Path, other: Path) -> bool:
         return one.read_bytes() == other.read_bytes()
     except FileNotFoundError:
         return True
-
-
-def _below(section: object, prefix: str, *least: tuple[str, int]) -> list[str]:
-    """A line for each setting that is smaller than it may be; null is no problem."""
-    found = []
-    for key, low in least:
-        value = getattr(section, key)
-        if value is not None and value < low:
-            found.append(f"text.{prefix}{key}={value}: must be {low} or more")
-    return found
-
-
-def _outside_rate(section: object, prefix: str, key: str) -> list[str]:
-    value = getattr(section, key)
-    return [] if 0 <= value < 1 else [f"text.{prefix}{key}={value}: must be from 0 to below 1"]

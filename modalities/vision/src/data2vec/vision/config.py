@@ -6,7 +6,6 @@ data2vec 2.0 (arXiv 2212.07525).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,12 +18,15 @@ from data2vec.core.batch import Batch
 from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, setting
+from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
 from data2vec.vision.samples import write_mnist_shards
 
+_ABOVE_0 = Rule(lambda values: min(values, default=1) > 0, "must be above 0")
 _RAW_SIZE = 32  # pixels along a side of the images that the raw-pixel row of an evaluation sees
 
 
@@ -52,13 +54,59 @@ class MaskConfig:
     """
 
     kind: MaskKind = MaskKind.BLOCK
-    ratio: float = 0.6  # share of the patches that is hidden
-    masks: int = 1  # different masks of each image in one update
-    min_block: int = 16  # patches
-    max_block: int | None = None  # null: whatever remains to hide
-    min_aspect: float = 0.3  # height / width; the largest is its inverse
-    adjust: float = 0.07
-    block: int = 3  # patches along a side
+    ratio: float = setting(0.6, INSIDE)  # share of the patches that is hidden
+    masks: int = setting(1, at_least(1))  # different masks of each image in one update
+    min_block: int = setting(16, at_least(1))  # patches
+    max_block: int | None = setting(None, at_least(1))  # null: whatever remains to hide
+    min_aspect: float = setting(0.3, PART)  # height / width; the largest is its inverse
+    adjust: float = setting(0.07, NOT_NEGATIVE)
+    block: int = setting(3, at_least(1))  # patches along a side
+
+    def build(self) -> Masker:
+        """Build the masker."""
+        if self.kind is MaskKind.INVERSE_BLOCK:
+            return InverseBlockMasker(ratio=self.ratio, adjust=self.adjust, block=self.block, masks=self.masks)
+        return BlockMasker(
+            ratio=self.ratio, min_block=self.min_block, max_block=self.max_block, min_aspect=self.min_aspect,
+            masks=self.masks,
+        )  # fmt: skip
+
+    def hidden(self, total: int) -> int:
+        """Count the patches of ``total`` that each mask hides."""
+        return (block_hidden if self.kind is MaskKind.BLOCK else inverse_block_hidden)(self.ratio, total)
+
+    def problems(self, grid: tuple[int, int]) -> list[str]:
+        """List what does not go together, or not with a grid of patches, one line each."""
+        total = grid[0] * grid[1]
+        # What the ratio alone asks for, before at least one patch is hidden and one shown.
+        wanted = round(self.ratio * total)
+        if self.kind is MaskKind.INVERSE_BLOCK:
+            wanted = total - int((1 - self.ratio) * total + 1e-6)
+        found = []
+        if not 0 < wanted < total:
+            found.append(
+                f"vision.mask.ratio={self.ratio}: hides {'nothing' if wanted <= 0 else 'everything'} of {total} "
+                f"patches; choose from {1.5 / total:.3f} to {1 - 1.5 / total:.3f}"
+            )
+        if self.kind is MaskKind.INVERSE_BLOCK and self.block > grid[0]:
+            found.append(
+                f"vision.mask.block={self.block}: larger than the grid of {grid[0]} x {grid[1]} patches; "
+                f"choose 1 to {grid[0]}"
+            )
+        if self.kind is MaskKind.INVERSE_BLOCK:
+            return found
+        if self.max_block is not None and self.max_block < self.min_block:
+            found.append(
+                f"vision.mask.max_block={self.max_block}: below vision.mask.min_block={self.min_block}; "
+                f"choose {self.min_block} or more"
+            )
+        hidden = self.hidden(total)
+        if not found and self.min_block > hidden:
+            found.append(
+                f"vision.mask.min_block={self.min_block}: more than the {hidden} of {total} patches that "
+                f"vision.mask.ratio={self.ratio} hides; choose 1 to {hidden}"
+            )
+        return found
 
 
 @dataclass(frozen=True)
@@ -69,20 +117,21 @@ class Vision(Modality):
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     raw_name: ClassVar[str] = "raw pixels"
 
-    image_size: int = 224
-    patch_size: int = 16
-    channels: int = 3  # 3: RGB; 1: grey
+    image_size: int = setting(224, at_least(1))
+    patch_size: int = setting(16, at_least(1))
+    channels: int = setting(3, Rule(lambda channels: channels in (1, 3), "choose 3 (RGB) or 1 (grey)"))
     positions: PositionKind = PositionKind.RELATIVE
     cls_token: bool = True
-    blocks: int = 0  # Transformer blocks of this modality alone, before the shared ones (paper 2: 2 in base)
+    # Transformer blocks of this modality alone, before the shared ones (paper 2: 2 in base).
+    blocks: int = setting(0, NOT_NEGATIVE)
     input_norm: bool = False  # layer norm before the first block (2.0's post-norm Transformer)
     patch_init: PatchInit = PatchInit.TRUNCATED_NORMAL  # 2.0: xavier
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
-    evaluation_crop: float = 0.875  # share of the shorter side that evaluation looks at
+    evaluation_crop: float = setting(0.875, PART)  # share of the shorter side that evaluation looks at
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet's channels in [0, 1]
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    std: tuple[float, ...] = setting((0.229, 0.224, 0.225), _ABOVE_0)
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -93,8 +142,7 @@ class Vision(Modality):
     @property
     def hidden(self) -> int:
         """Patches that each mask hides."""
-        count = block_hidden if self.mask.kind is MaskKind.BLOCK else inverse_block_hidden
-        return count(self.mask.ratio, self.grid[0] * self.grid[1])
+        return self.mask.hidden(self.grid[0] * self.grid[1])
 
     @property
     def predictor_config(self) -> PredictorConfig:
@@ -109,12 +157,14 @@ class Vision(Modality):
         return self.cls_token
 
     def problems(self, transformer: TransformerConfig) -> list[str]:
-        found = self._image_problems()
-        if not found:  # the rest needs a grid
-            found += self._mask_problems()
-        found += self._position_problems(transformer)
-        found += self._predictor_problems(transformer)
-        return found + self._augment_problems()
+        image = ("image_size", "patch_size")
+        return checked(
+            self, "vision.", (image, self._image_problems),
+            ((*image, "mask."), lambda: [] if self._image_problems() else self.mask.problems(self.grid)),
+            ((), lambda: self._position_problems(transformer)),
+            (("predictor.",), lambda: self._predictor_problems(transformer)),
+            (("channels", "mean", "std"), self._statistics_problems),
+        )  # fmt: skip
 
     def build_frontend(self, transformer: TransformerConfig) -> Frontend:
         width = transformer.width
@@ -137,16 +187,7 @@ class Vision(Modality):
         )
 
     def build_masker(self) -> Masker:
-        mask = self.mask
-        if mask.kind is MaskKind.INVERSE_BLOCK:
-            return InverseBlockMasker(ratio=mask.ratio, adjust=mask.adjust, block=mask.block, masks=mask.masks)
-        return BlockMasker(
-            ratio=mask.ratio,
-            min_block=mask.min_block,
-            max_block=mask.max_block,
-            min_aspect=mask.min_aspect,
-            masks=mask.masks,
-        )
+        return self.mask.build()
 
     def build_decoder(self, *, train: bool) -> Decoder:
         return ImageDecoder(
@@ -174,125 +215,32 @@ class Vision(Modality):
         return panels(drawn, mean=self.mean, std=self.std, patch=self.patch_size)
 
     def _image_problems(self) -> list[str]:
-        found = _below(self, "", ("image_size", 1), ("patch_size", 1))
         size, patch = self.image_size, self.patch_size
-        if not found and size % patch:
+        if size % patch:
             choices = " or ".join(str(choice) for choice in _multiples_near(size, patch))
-            found.append(f"vision.image_size={size}: not a multiple of vision.patch_size={patch}; choose {choices}")
-        elif not found and size == patch:
-            found.append(
-                f"vision.image_size={size}: a single patch, so nothing can be hidden; choose {2 * patch} or more"
-            )
-        return found
-
-    def _mask_problems(self) -> list[str]:
-        mask, total = self.mask, self.grid[0] * self.grid[1]
-        found = _below(mask, "mask.", ("masks", 1), ("min_block", 1), ("max_block", 1), ("block", 1), ("adjust", 0))
-        if not 0 < mask.ratio < 1:
-            found.append(f"vision.mask.ratio={mask.ratio}: must be above 0 and below 1")
-        elif not 0 < self._wanted_hidden() < total:
-            what = "nothing" if self._wanted_hidden() <= 0 else "everything"
-            found.append(
-                f"vision.mask.ratio={mask.ratio}: hides {what} of {total} patches; "
-                f"choose from {1.5 / total:.3f} to {1 - 1.5 / total:.3f}"
-            )
-        if not 0 < mask.min_aspect <= 1:
-            found.append(f"vision.mask.min_aspect={mask.min_aspect}: must be above 0 and at most 1")
-        if mask.kind is MaskKind.BLOCK:
-            if mask.max_block is not None and mask.max_block < mask.min_block:
-                found.append(
-                    f"vision.mask.max_block={mask.max_block}: below vision.mask.min_block={mask.min_block}; "
-                    f"choose {mask.min_block} or more"
-                )
-            if not found and mask.min_block > self.hidden:
-                found.append(
-                    f"vision.mask.min_block={mask.min_block}: more than the {self.hidden} of {total} patches that "
-                    f"vision.mask.ratio={mask.ratio} hides; choose 1 to {self.hidden}"
-                )
-        elif mask.block > self.grid[0]:
-            found.append(
-                f"vision.mask.block={mask.block}: larger than the grid of {self.grid[0]} x {self.grid[1]} patches; "
-                f"choose 1 to {self.grid[0]}"
-            )
-        return found
-
-    def _wanted_hidden(self) -> int:
-        """What the ratio alone asks for, before at least one patch is hidden and one shown."""
-        total = self.grid[0] * self.grid[1]
-        if self.mask.kind is MaskKind.BLOCK:
-            return round(self.mask.ratio * total)
-        return total - int((1 - self.mask.ratio) * total + 1e-6)
+            return [f"vision.image_size={size}: not a multiple of vision.patch_size={patch}; choose {choices}"]
+        if size == patch:
+            return [f"vision.image_size={size}: a single patch, so nothing can be hidden; choose {2 * patch} or more"]
+        return []
 
     def _position_problems(self, transformer: TransformerConfig) -> list[str]:
-        found = _below(self, "", ("blocks", 0))
-        if self.positions is PositionKind.SINE and transformer.width % 4:
-            width = transformer.width
-            choices = " or ".join(str(choice) for choice in _multiples_near(width, 4))
-            found.append(f"transformer.width={width}: vision.positions=sine needs a multiple of 4; choose {choices}")
-        return found
+        width = transformer.width
+        if self.positions is not PositionKind.SINE or width % 4 == 0:
+            return []
+        choices = " or ".join(str(choice) for choice in _multiples_near(width, 4))
+        return [f"transformer.width={width}: vision.positions=sine needs a multiple of 4; choose {choices}"]
 
     def _predictor_problems(self, transformer: TransformerConfig) -> list[str]:
-        predictor = self.predictor
-        found = _below(
-            predictor,
-            "predictor.",
-            ("layers", 1),
-            ("width", 1),
-            ("kernel", 1),
-            ("groups", 1),
-            ("projection_layers", 1),
-            ("mask_noise", 0),
-        )
-        if predictor.kind is PredictorKind.CONV1D:
-            found.append("vision.predictor.kind=conv1d: images have two dimensions; choose conv2d, linear or mlp")
-        if predictor.projection_ratio <= 0:
-            found.append(f"vision.predictor.projection_ratio={predictor.projection_ratio}: must be above 0")
-        if not 0 <= predictor.input_dropout < 1:
-            found.append(f"vision.predictor.input_dropout={predictor.input_dropout}: must be from 0 to below 1")
-        if predictor.kind is PredictorKind.CONV2D and predictor.groups >= 1:
-            widths = {"transformer.width": transformer.width}
-            if predictor.width is not None:
-                widths["vision.predictor.width"] = predictor.width
-            found += [
-                f"vision.predictor.groups={predictor.groups}: does not divide {name}={width}; choose a common divisor"
-                for name, width in widths.items()
-                if width % predictor.groups
-            ]
-        return found
+        why = "images have two dimensions"
+        return predictor_problems("vision", self.predictor, transformer.width, dimensions=2, why=why)
 
-    def _augment_problems(self) -> list[str]:
-        augment = self.augment
-        found = _below(augment, "augment.", ("translate", 0), ("colour_jitter", 0))
-        scale = augment.crop_scale
-        if scale is not None and not 0 < scale[0] <= scale[1] <= 1:
-            shown = f"[{scale[0]}, {scale[1]}]"
-            found.append(f"vision.augment.crop_scale={shown}: must rise and lie above 0 and at most 1")
-        if not 0 <= augment.flip <= 1:
-            found.append(f"vision.augment.flip={augment.flip}: must be from 0 to 1")
-        if not 0 < self.evaluation_crop <= 1:
-            found.append(f"vision.evaluation_crop={self.evaluation_crop}: must be above 0 and at most 1")
-        if self.channels not in (1, 3):
-            return [*found, f"vision.channels={self.channels}: choose 3 (RGB) or 1 (grey)"]
-        found += self._statistics_problems("mean", self.mean)
-        found += self._statistics_problems("std", self.std)
-        if any(value <= 0 for value in self.std):
-            found.append(f"vision.std={list(self.std)}: must be above 0")
-        return found
-
-    def _statistics_problems(self, key: str, values: Sequence[float]) -> list[str]:
-        if len(values) == self.channels:
-            return []
-        return [f"vision.{key}={list(values)}: {len(values)} values for vision.channels={self.channels}; give one each"]
-
-
-def _below(section: object, prefix: str, *least: tuple[str, int]) -> list[str]:
-    """A line for each setting that is smaller than it may be; null is no problem."""
-    found = []
-    for key, low in least:
-        value = getattr(section, key)
-        if value is not None and value < low:
-            found.append(f"vision.{prefix}{key}={value}: must be {low} or more")
-    return found
+    def _statistics_problems(self) -> list[str]:
+        count = self.channels
+        return [
+            f"vision.{key}={list(values)}: {len(values)} values for vision.channels={count}; give one each"
+            for key, values in (("mean", self.mean), ("std", self.std))
+            if len(values) != count
+        ]
 
 
 def _multiples_near(value: int, divisor: int) -> list[int]:

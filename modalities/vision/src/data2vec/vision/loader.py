@@ -13,6 +13,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from data2vec.core.batch import Example, Sample, decode_label
 from data2vec.core.errors import SampleError
+from data2vec.core.settings.declare import NOT_NEGATIVE, SHARE, Rule, setting
 from data2vec.vision.image import MEMBERS, convert, read_image
 
 EXTENSIONS = tuple(MEMBERS)
@@ -28,10 +29,12 @@ class AugmentConfig:
     flip. ``colour_jitter``: strength for brightness, contrast and saturation (2.0: 0).
     """
 
-    crop_scale: tuple[float, float] | None = (0.08, 1.0)
-    translate: int = 0
-    flip: float = 0.5
-    colour_jitter: float = 0.4
+    crop_scale: tuple[float, float] | None = setting(
+        (0.08, 1.0), Rule(lambda scale: 0 < scale[0] <= scale[1] <= 1, "must rise and lie above 0 and at most 1")
+    )
+    translate: int = setting(0, NOT_NEGATIVE)
+    flip: float = setting(0.5, SHARE)
+    colour_jitter: float = setting(0.4, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
