@@ -107,7 +107,7 @@ def test_settings_may_stand_among_the_options(tool: ModuleType) -> None:
 
 
 def test_an_experiment_that_imports_its_neighbour(tool: ModuleType) -> None:
-    chosen = sys.modules["benchmarks.recipe"].chosen_experiment("vision_base_v2", sample=False, overrides=[])
+    chosen = sys.modules["recipes"].chosen_experiment("vision_base_v2", sample=False, overrides=[])
     assert chosen.name == "vision_base_v2"
     assert str(TOOL.parents[1] / "experiments") not in sys.path
 
@@ -115,7 +115,7 @@ def test_an_experiment_that_imports_its_neighbour(tool: ModuleType) -> None:
 def test_a_users_own_experiment_file(tool: ModuleType, tmp_path: Path) -> None:
     own = tmp_path / "own.py"
     own.write_text("from data2vec.core import Experiment\nexperiment = Experiment(name='mine')\n")
-    recipe = sys.modules["benchmarks.recipe"]
+    recipe = sys.modules["recipes"]
     assert recipe.chosen_experiment(str(own), sample=False, overrides=["train.seed=5"]).train.seed == 5
     assert tool.main(["step", str(own), "--sample"]) == 2  # it defines no sample
 

@@ -155,7 +155,7 @@ def test_the_trace_is_what_a_step_computes_and_keeps(tool: ModuleType, name: str
     experiment = experiment_of(name).replace(train={"precision": Precision.FP32})
     traced = part("trace").trace(experiment)
     key, modality = next(iter(experiment.modalities.items()))
-    inputs = sys.modules["benchmarks.inputs"].INPUTS[key](modality, 3).inputs
+    inputs = modality.exhibit.random_input(3).inputs
     from data2vec.core.batch import Batch
 
     batch = Batch(key, inputs, torch.arange(3), torch.full((3,), -1))

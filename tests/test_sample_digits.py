@@ -15,7 +15,7 @@ def test_the_sample_shards_hold_the_digits(tmp_path, monkeypatch):
     monkeypatch.setattr("data2vec.vision.samples._read", lambda path: (images, labels))
     monkeypatch.setattr("data2vec.vision.samples._VALIDATION_OF_CLASS", 10)
     vision = replace(Vision(), image_size=SIDE, patch_size=4, channels=1, mean=(0.13,), std=(0.31,))
-    vision.write_sample_shards(tmp_path)
+    vision.exhibit.write_sample_shards(tmp_path)
     found = {"train": [], "validation": []}
     decode = replace(vision, evaluation_crop=1.0).build_decoder(train=False)
     for path in sorted(tmp_path.glob("*.tar")):

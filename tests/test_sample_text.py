@@ -138,7 +138,7 @@ def test_a_bag_of_tokens_tells_the_libraries_apart(shards: Path, text: Text, tmp
     test = EvaluationData.open(f"{shards}/validation-*.tar", text, data=config, seed=0, cache=tmp_path)
 
     def features(data: EvaluationData) -> Features:
-        return extract(text.raw_features, data.evaluation_batches(256), max_samples=50_000).labelled()
+        return extract(text.exhibit.raw_features, data.evaluation_batches(256), max_samples=50_000).labelled()
 
     fitted, judged = few_labels(features(train.for_evaluation()), _FITTED, seed=0), features(test)
     accuracy = linear_accuracy(fitted, judged)

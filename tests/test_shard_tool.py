@@ -200,7 +200,7 @@ def fake_corpus(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace
 
 
 def tool_source() -> ModuleType:
-    return sys.modules["sharding.source"]
+    return sys.modules["data2vec.core.data.shards.source"]
 
 
 @pytest.fixture
@@ -225,7 +225,7 @@ def test_every_file_that_was_found_is_accounted_for(
     tool: ModuleType, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where an interrupted command is continued, or done again."""
-    monkeypatch.setitem(tool.MODALITIES, "vision", fake_files)
+    monkeypatch.setattr(tool, "_command_of", lambda _: fake_files)
     out = tmp_path / "out"
     command = ["vision", str(mixed), str(out), "--samples-per-shard", "100", "--workers", "2"]
     saved = tool._save_state
@@ -253,7 +253,7 @@ def test_every_file_that_was_found_is_accounted_for(
 def test_files_of_which_none_can_be_used_are_accounted_for(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(tool.MODALITIES, "vision", fake_files)
+    monkeypatch.setattr(tool, "_command_of", lambda _: fake_files)
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg", "c.tif"):
@@ -267,7 +267,7 @@ def test_files_of_which_none_can_be_used_are_accounted_for(
 def test_documents_are_accounted_for_beside_their_files(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(tool.MODALITIES, "vision", fake_corpus)
+    monkeypatch.setattr(tool, "_command_of", lambda _: fake_corpus)
     folder = tmp_path / "folder"
     folder.mkdir()
     for number in range(10):
@@ -324,7 +324,7 @@ def test_index_and_verify_tell_what_no_decoder_can_use(tool: ModuleType, tmp_pat
 
 def test_a_modality_that_is_not_installed_is_not_indexed(tool: ModuleType, tmp_path: Path, monkeypatch, capsys) -> None:
     (tmp_path / "a.tar").write_bytes(bytes(1024))
-    monkeypatch.setitem(tool.MODALITIES, "smell", fake_files)
+    monkeypatch.setattr(tool.Modality, "installed", lambda: ["smell"])
     assert tool.main(["index", str(tmp_path), "--modality", "smell"]) == 2
     assert "smell: no such modality is installed (no package data2vec.smell defines it)" in capsys.readouterr().err
     entry = {"name": "a.tar", "samples": 1, "bytes": 1024, "sha256": "0" * 64}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 import sys
 
-from benchmarks.recipe import load_experiment
+from recipes import load_experiment
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.run.cli import main as run

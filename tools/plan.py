@@ -22,12 +22,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.recipe import EXPERIMENTS, chosen_experiment
 from planning.choose import MARGIN, Choice, Cluster, Row, Settings, choose, command, rows, settings_of
 from planning.cost import Rate
 from planning.memory import TORCH
 from planning.rate import from_file, given, predicted
 from planning.trace import Trace, trace
+from recipes import EXPERIMENTS, chosen_experiment
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text

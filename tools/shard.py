@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data2vec.core.data.folder import count_left_out
 from data2vec.core.data.shards.checking import describe, index_folder, verify
 from data2vec.core.data.shards.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo, prefixed
+from data2vec.core.data.shards.source import Source, positive
 from data2vec.core.data.shards.writer import measure_of
 from data2vec.core.data.stream.order import permutation
 from data2vec.core.errors import Data2VecError, DataError
@@ -39,23 +41,12 @@ from data2vec.core.lock import only_writer
 from data2vec.core.modality import Modality
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
-from sharding.source import Source, positive
-from sharding.speech import add_speech
-from sharding.text import add_text
-from sharding.vision import add_vision
-from sharding.workers import Task, Written, write_all
+from shard_workers import Task, Written, write_all
 
 STATE_NAME = ".shard-state.json"
 PREFIXES = ("train", "validation")
 _SHOWN = 10  # unusable files and problems that are named
 _interrupted = threading.Event()
-
-# One function per modality: it declares its arguments and says how its files become samples.
-MODALITIES: dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]] = {
-    "vision": add_vision,
-    "speech": add_speech,
-    "text": add_text,
-}
 
 
 def write(arguments: argparse.Namespace) -> int:
@@ -290,11 +281,22 @@ def _share(text: str) -> float:
     return share
 
 
-def _parser() -> argparse.ArgumentParser:
+def _command_of(modality: str) -> Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]:
+    """What declares the arguments of a modality's command, and returns how its files become samples."""
+    command: Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]
+    command = importlib.import_module(f"data2vec.{modality}.sharding").add_arguments
+    return command
+
+
+def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
+    """The commands; of the modalities' only the one that is asked for, whose package alone is imported then."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, add in MODALITIES.items():
+    installed = Modality.installed()
+    asked = words[0] if words and words[0] in (*installed, "verify", "index") else None
+    for name in installed if asked is None else [name for name in installed if name == asked]:
+        add = _command_of(name)
         command = commands.add_parser(name, help=add.__doc__, description=f"Write shards: {add.__doc__}")
         command.add_argument("folder", type=Path, metavar="FOLDER", help="what is sharded; it is only read")
         command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")
@@ -312,7 +314,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=check)
     command = commands.add_parser("index", help=index.__doc__, description=index.__doc__)
     command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards")
-    command.add_argument("--modality", required=True, choices=sorted(MODALITIES), help="what they hold")
+    command.add_argument("--modality", required=True, choices=installed, help="what they hold")
     command.add_argument("--classes", nargs="+", metavar="NAME", help="names of the class numbers")
     command.add_argument("--member", metavar="NAME", help="the input, of samples with several (input.jpg): data.member")
     command.add_argument("--force", action="store_true", help="replace the index there is")
@@ -327,7 +329,8 @@ def _interrupt(number: int, frame: object) -> NoReturn:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0 done, 2 an error or a set with problems, 130 interrupted."""
-    parsed = _parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = _parser(words).parse_args(words)
     _interrupted.clear()
     previous = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -11,7 +11,7 @@ import torch
 
 from data2vec.core.evaluation.embedding import Embedding
 from data2vec.core.evaluation.probe import EvaluationResult, Row
-from data2vec.core.modality import Panel
+from data2vec.core.exhibit import Panel
 from data2vec.core.report.figures import series
 from data2vec.core.report.page import Report, write_report
 from data2vec.core.report.pictures import figure_svg, gallery, image, png

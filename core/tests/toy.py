@@ -17,6 +17,7 @@ from data2vec.core.batch import Batch, Example, Sample
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.engines.torch import TorchEngine
+from data2vec.core.exhibit import Exhibit
 from data2vec.core.hashing import sample_keys, uniform
 from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Extractor, Frontend, Tokens
@@ -88,6 +89,17 @@ class SeriesDecoder:
         return Example(x + 0.1 * torch.randn(x.shape) if self.train else x, label)
 
 
+class SeriesExhibit(Exhibit):
+    def write_sample_shards(self, folder: Path) -> None:
+        reached("write")
+        write_shards(folder, "train", 60)
+        write_shards(folder, "validation", 30)
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        reached("evaluate")
+        return batch.inputs.flatten(1)
+
+
 @dataclass(frozen=True)
 class Series(Modality):
     name: ClassVar[str] = "series"
@@ -111,14 +123,9 @@ class Series(Modality):
     def build_decoder(self, *, train: bool) -> Decoder:
         return SeriesDecoder(train)
 
-    def write_sample_shards(self, folder: Path) -> None:
-        reached("write")
-        write_shards(folder, "train", 60)
-        write_shards(folder, "validation", 30)
-
-    def raw_features(self, batch: Batch) -> Tensor:
-        reached("evaluate")
-        return batch.inputs.flatten(1)
+    @property
+    def exhibit(self) -> Exhibit:
+        return SeriesExhibit()
 
 
 def write_shards(folder: Path, prefix: str, count: int, per_shard: int = 17) -> Path:

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from benchmarks.engine_rank import measure_engine
-from benchmarks.inputs import INPUTS
-from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result, Row
 from benchmarks.step import sized
+from recipes import chosen_experiment
 
 from data2vec.core.batch import Batch
 from data2vec.core.distributed.device import choose_device
@@ -44,7 +43,7 @@ def engine(arguments: argparse.Namespace) -> Result:
     if device.type == "cuda" and arguments.ranks > torch.cuda.device_count():
         raise ConfigError([f"--ranks {arguments.ranks}: there are {torch.cuda.device_count()} GPUs here"])
     samples = chosen.train.batch
-    drawn = INPUTS[name](modality, samples)
+    drawn = modality.exhibit.random_input(samples)
     with torch.random.fork_rng():
         model = Data2Vec.build(chosen)
     plain = Batch(name, drawn.inputs, torch.arange(samples), torch.full((samples,), -1))

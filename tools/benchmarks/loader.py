@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result
 from PIL import Image
+from recipes import chosen_experiment
 from torch import Tensor
 
 from data2vec.core.batch import Batch

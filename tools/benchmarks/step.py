@@ -10,15 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from benchmarks.inputs import INPUTS, micro_batch
-from benchmarks.recipe import chosen_experiment
 from benchmarks.result import Result, Row
+from recipes import chosen_experiment, micro_batch
 
 from data2vec.core.batch import Batch
 from data2vec.core.distributed.device import choose_device
 from data2vec.core.engines.engine import uses_bf16
 from data2vec.core.engines.torch import TorchEngine
-from data2vec.core.errors import ConfigError
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.settings.fields import Experiment, Precision, Switch
@@ -79,11 +77,7 @@ def step(arguments: argparse.Namespace) -> Result:
     name, modality = next(iter(chosen.modalities.items()))
     device = choose_device(chosen.train.device)
     samples = chosen.train.batch
-    if name not in INPUTS:
-        raise ConfigError(
-            [f"{chosen.name}: no random input is known for {name}; choose a recipe of {', '.join(INPUTS)}"]
-        )
-    drawn = INPUTS[name](modality, samples)
+    drawn = modality.exhibit.random_input(samples)
     batch = Batch(name, drawn.inputs.to(device), torch.arange(samples), torch.full((samples,), -1))
     bf16 = uses_bf16(chosen.train.precision, device)
     switches = {Switch.OFF: [Switch.OFF], Switch.ON: [Switch.OFF, Switch.ON]}

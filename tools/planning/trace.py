@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from benchmarks.inputs import INPUTS
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.core.batch import Batch
-from data2vec.core.errors import ConfigError
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.settings.fields import Experiment, Precision
 
@@ -81,13 +79,8 @@ def trace(experiment: Experiment) -> Trace:
     """Build and run a recipe's model on the meta device; of several modalities the heaviest decides.
 
     Raises:
-        ConfigError: no made input is known for the modality.
+        ConfigError: a modality has no random input.
     """
-    unknown = [name for name in experiment.modalities if name not in INPUTS]
-    if unknown:
-        raise ConfigError(
-            [f"{experiment.name}: no made input is known for {unknown[0]}; choose a recipe of {', '.join(INPUTS)}"]
-        )
     model = build(experiment)
     bf16 = experiment.train.precision is not Precision.FP32
     passes = {
@@ -157,7 +150,7 @@ class _Pass:
 
 def _run(model: Data2Vec, experiment: Experiment, name: str, samples: int, *, bf16: bool) -> _Pass:
     modality = experiment.modalities[name]
-    drawn = INPUTS[name](modality, samples).inputs
+    drawn = modality.exhibit.random_input(samples).inputs
     batch = Batch(name, drawn, torch.arange(samples), torch.full((samples,), -1))
     prepared = model.prepare(batch, seed=0, update=0).to("meta")
     found = _Pass(length=drawn.shape[1])

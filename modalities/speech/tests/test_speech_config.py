@@ -27,6 +27,7 @@ from data2vec.speech import (
     Speech,
     SpeechExtractor,
 )
+from data2vec.speech.samples import POSITION_CLASSES
 
 BASE = TransformerConfig()
 TINY = TransformerConfig(depth=2, width=24, heads=3)
@@ -170,15 +171,15 @@ def test_decoded_clips_become_a_padded_batch_that_the_extractor_reads():
     assert batch.lengths is not None
     assert batch.lengths.tolist() == [2_000, 5_000]
     assert speech.length_of(samples[1].members) == 5_000
-    assert speech.raw_features(batch).shape[0] == 2
-    assert speech.raw_positions(batch).shape[:2] == (2, speech.geometry.frames(5_000))
+    assert speech.exhibit.raw_features(batch).shape[0] == 2
+    assert speech.exhibit.raw_positions(batch).shape[:2] == (2, speech.geometry.frames(5_000))
     with pytest.raises(SampleError, match="719 samples"):
         speech.build_decoder(train=False)(sample(719), 0)
     assert len(speech.build_decoder(train=False)(sample(720), 0).inputs) == 720
 
 
 def test_classes_of_frames_have_names():
-    classes = Speech().position_classes
+    classes = POSITION_CLASSES
     assert len(set(classes)) == len(classes) > 1
 
 
@@ -189,4 +190,4 @@ def test_raw_features_ignore_the_padding():
     ids, unknown = torch.arange(1), torch.tensor([-1])
     alone = Batch("speech", clip[None], ids, unknown)
     together = Batch("speech", padded[None], ids, unknown, torch.tensor([4_000]))
-    torch.testing.assert_close(Speech().raw_features(together), Speech().raw_features(alone))
+    torch.testing.assert_close(Speech().exhibit.raw_features(together), Speech().exhibit.raw_features(alone))

@@ -14,7 +14,7 @@ import torch
 from matplotlib.image import imread
 
 from data2vec.core.batch import Batch
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.speech.panels import panels
 
 HOP = 320

@@ -227,7 +227,7 @@ def test_lengths_come_from_the_header_of_ready_tokens() -> None:
 
 
 def test_raw_features_are_a_bag_of_tokens() -> None:
-    features = Text(vocabulary=30).raw_features(batch_of([[0, 9, 9, 2], [0, 7, 2]]))
+    features = Text(vocabulary=30).exhibit.raw_features(batch_of([[0, 9, 9, 2], [0, 7, 2]]))
     assert features.shape == (2, 30)
     assert features[0, 9] > features[0, 0] > 0
     assert not features[1, 1]  # padding

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data2vec.core.batch import Batch
-from data2vec.core.modality import Illustrations
+from data2vec.core.exhibit import Illustrations
 from data2vec.text.panels import panels
 from data2vec.text.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from data2vec.core.batch import Batch
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.vision.panels import panels
 
 

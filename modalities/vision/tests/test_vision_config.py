@@ -104,9 +104,9 @@ def test_training_augments_and_evaluation_does_not():
 def test_no_sample_data(monkeypatch, tmp_path):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DataError, match="dependency group 'demo'"):
-        Vision().write_sample_shards(tmp_path)
+        Vision().exhibit.write_sample_shards(tmp_path)
 
 
 def test_raw_features_are_the_pixels():
     batch = Batch("vision", torch.randn(2, 3, 4, 4), torch.arange(2), torch.tensor([0, 1]))
-    assert torch.equal(Vision().raw_features(batch), batch.inputs.flatten(1))
+    assert torch.equal(Vision().exhibit.raw_features(batch), batch.inputs.flatten(1))

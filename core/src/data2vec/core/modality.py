@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, stack
-from data2vec.core.errors import ConfigError
+from data2vec.core.exhibit import Exhibit
 from data2vec.core.settings.fields import TransformerConfig
 from data2vec.core.settings.registry import ModalitySettings
 
@@ -50,29 +50,6 @@ class Decoder(Protocol):
         Raises:
             SampleError: the sample cannot be used; the pipeline skips and counts it.
         """
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One section of the report: a heading, a sentence on how to read it, and self-contained HTML."""
-
-    title: str
-    caption: str
-    html: str
-
-
-@dataclass(frozen=True)
-class Illustrations:
-    """What a modality draws its panels from: a few evaluation samples as the trained model sees them.
-
-    ``batch``: B samples. ``mask``: (B, M, T) as in training. ``features``: (B, T, D) of the teacher, mean of the
-    top K layers. ``shape``: the grid of the T positions.
-    """
-
-    batch: Batch
-    mask: Tensor
-    features: Tensor
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -138,27 +115,7 @@ class Modality(ModalitySettings):
         """A batch of decoded samples; the default stacks equally shaped inputs."""
         return stack(self.name, samples, examples)
 
-    def write_sample_shards(self, folder: Path) -> None:
-        """Write the sample data as shards ``train-*.tar`` and ``validation-*.tar`` with an index each.
-
-        Raises:
-            DataError: no sample data is installed.
-        """
-        raise ConfigError([f"data.train: {self.name} has no sample data; name shards"])
-
-    def raw_features(self, batch: Batch) -> Tensor:
-        """(B, F) the plainest representation of the input, which probes compare with (raw pixels, pooled spectra)."""
-        return batch.inputs.flatten(1).float()
-
-    def raw_positions(self, batch: Batch) -> Tensor:
-        """(B, T, F) the plainest representation of each position, where ``batch.position_labels`` has its class."""
-        raise ConfigError([f"evaluation.tasks=positions: {self.name} has no raw representation of single positions"])
-
-    # The row of an evaluation for the mean of the extractor's output (a bag of embeddings); None: no such row.
-    extractor_name: ClassVar[str | None] = None
-
-    raw_name: ClassVar[str] = "raw input"
-
-    def panels(self, drawn: Illustrations) -> list[Panel]:
-        """This modality's sections of the report."""
-        return []
+    @property
+    def exhibit(self) -> Exhibit:
+        """What this modality shows of itself: baselines, pictures, samples."""
+        return Exhibit()

@@ -15,7 +15,7 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.evaluation.features import Features, extract_all
 from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
-from data2vec.core.modality import Modality
+from data2vec.core.exhibit import Exhibit
 from data2vec.core.model.encoder import Encoder
 from data2vec.core.model.encoder import Features as EncoderFeatures
 from data2vec.core.settings.fields import Experiment
@@ -54,25 +54,25 @@ class Rows:
 
     Args:
         compared: whose features.
-        modality: of the batches.
+        exhibit: of the batches' modality.
         layers: see :meth:`data2vec.core.model.encoder.Encoder.features`.
     """
 
-    def __init__(self, compared: Compared, modality: Modality, layers: str) -> None:
-        self._compared, self._modality, self._layers = compared, modality, layers
+    def __init__(self, compared: Compared, exhibit: Exhibit, layers: str) -> None:
+        self._compared, self._exhibit, self._layers = compared, exhibit, layers
 
     def pooled(self) -> dict[str, Encode]:
         """Mean-pooled features (B, F)."""
-        modality = self._modality
+        exhibit = self._exhibit
         rows = {row: self._mean_of(row) for row in (*self._compared.trained, UNTRAINED)}
-        if modality.extractor_name is not None:
-            rows[modality.extractor_name] = self._mean_of(STUDENT, "extractor")
-        return {**rows, modality.raw_name: modality.raw_features}
+        if exhibit.extractor_name is not None:
+            rows[exhibit.extractor_name] = self._mean_of(STUDENT, "extractor")
+        return {**rows, exhibit.raw_name: exhibit.raw_features}
 
     def positions(self) -> dict[str, Encode]:
         """The features of every position (B, T, D)."""
         rows = {row: self._all_of(row) for row in (*self._compared.trained, UNTRAINED)}
-        return {**rows, self._modality.raw_name: self._modality.raw_positions}
+        return {**rows, self._exhibit.raw_name: self._exhibit.raw_positions}
 
     def _mean_of(self, row: str, layers: str | None = None) -> Encode:
         return lambda batch: self._features(row, batch, layers).mean()
@@ -108,7 +108,7 @@ def evaluate_model(
     Raises:
         DataError: no usable samples.
     """
-    rows = Rows(compared, experiment.modalities[name], experiment.evaluation.layers)
+    rows = Rows(compared, experiment.modalities[name].exhibit, experiment.evaluation.layers)
     functions = rows.pooled()
     seen = features(experiment, functions, device, train.for_evaluation())
     judged = features(experiment, functions, device, test)
@@ -147,7 +147,7 @@ def quick_evaluation(
     """The teacher's and student's scores for the learning curve: ``teacher_knn``, ``student_linear`` and so on."""
     scores: dict[str, float] = {}
     for name in experiment.modalities:
-        rows = Rows(compared, experiment.modalities[name], experiment.evaluation.layers).pooled()
+        rows = Rows(compared, experiment.modalities[name].exhibit, experiment.evaluation.layers).pooled()
         functions = {row: rows[row] for row in compared.trained}
         seen = features(experiment, functions, device, train[name].for_evaluation())
         judged = features(experiment, functions, device, test[name])

@@ -13,7 +13,7 @@ import torch
 from data2vec.core.data.dataset import EvaluationData
 from data2vec.core.evaluation.embedding import embedding_map
 from data2vec.core.evaluation.evaluate import TEACHER, Evaluated
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.report.page import Report, write_report
 from data2vec.core.settings.fields import Experiment
@@ -90,7 +90,7 @@ def _panels(
     masked = model.prepare(batch, seed=experiment.train.seed, update=0)
     features = model.features(masked.batch.to(device))
     drawn = Illustrations(masked.batch, masked.mask.hidden, features.x.cpu(), features.shape)
-    panels: list[Panel] = modality.panels(drawn)
+    panels: list[Panel] = modality.exhibit.panels(drawn)
     return panels
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from data2vec.core.evaluation.embedding import Embedding
 from data2vec.core.evaluation.probe import EvaluationResult, Row, percent
-from data2vec.core.modality import Panel
+from data2vec.core.exhibit import Panel
 from data2vec.core.report.figures import class_colours, curves, scatter, series
 
 _LEARNED = ("teacher", "student")  # rows of the probe table that the run trained; the rest is for comparison

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, Self
@@ -24,6 +25,13 @@ class ModalitySettings(ABC):
         super().__init_subclass__(**kwargs)
         if "name" in cls.__dict__:
             ModalitySettings._registry[cls.name] = cls
+
+    @staticmethod
+    def installed() -> list[str]:
+        """List the modalities whose packages are installed, imported or not."""
+        import data2vec
+
+        return sorted(found.name for found in pkgutil.iter_modules(data2vec.__path__) if found.name != "core")
 
     @classmethod
     def by_name(cls, name: str) -> type[Self]:

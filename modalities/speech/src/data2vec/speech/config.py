@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
+from data2vec.core.exhibit import Exhibit
+from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.attention import Alibi
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
@@ -23,7 +23,6 @@ from data2vec.core.settings.declare import NOT_NEGATIVE, RATE, Rule, at_least, s
 from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
 from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.speech.extractor import MEL_PHASES, Geometry, PositionConvolutions, SpeechExtractor, position_kernel
-from data2vec.speech.features import log_mel_frames, log_mel_pooled
 from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of
 from data2vec.speech.masker import SpanMasker
 
@@ -91,7 +90,6 @@ class Speech(Modality):
 
     name: ClassVar[str] = "speech"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
-    raw_name: ClassVar[str] = "log-mel spectrum"
     length_unit: ClassVar[str] = "samples at 16 kHz"
 
     channels: tuple[int, ...] = setting((512,) * 7, _OF_EACH)  # of each convolution over the waveform
@@ -131,13 +129,6 @@ class Speech(Modality):
     @property
     def length_range(self) -> tuple[int, int | None]:
         return max(self.audio.min_length, self.shortest), self.audio.max_length
-
-    @property
-    def position_classes(self) -> tuple[str, ...]:
-        """Names of the classes of frames in the sample data."""
-        from data2vec.speech.samples import POSITION_CLASSES
-
-        return POSITION_CLASSES
 
     @staticmethod
     def length_of(members: Mapping[str, bytes]) -> int | None:
@@ -184,25 +175,11 @@ class Speech(Modality):
         geometry = self.geometry
         return collate_audio(self.name, samples, examples, hop=geometry.hop, receptive=geometry.receptive_field)
 
-    def write_sample_shards(self, folder: Path) -> None:
-        from data2vec.speech.samples import write_speech_shards
+    @property
+    def exhibit(self) -> Exhibit:
+        from data2vec.speech.exhibit import SpeechExhibit  # drawing is not needed to train
 
-        write_speech_shards(folder)
-
-    def raw_features(self, batch: Batch) -> Tensor:
-        """(B, F) log-mel spectrum, pooled over time."""
-        return log_mel_pooled(batch)
-
-    def raw_positions(self, batch: Batch) -> Tensor:
-        """(B, T, F) log-mel spectrum at each frame."""
-        geometry = self.geometry
-        frames = geometry.frames(batch.inputs.shape[1])
-        return log_mel_frames(batch, frames, geometry.hop, geometry.receptive_field)
-
-    def panels(self, drawn: Illustrations) -> list[Panel]:
-        from data2vec.speech.panels import panels  # drawing is not needed to train
-
-        return panels(drawn, hop=self.geometry.hop, receptive=self.geometry.receptive_field)
+        return SpeechExhibit(self)
 
     def _convolution_problems(self) -> list[str]:
         layers = {"channels": self.channels, "kernels": self.kernels, "strides": self.strides}

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.report.pictures import image, png
 from data2vec.speech.audio import RATE
 from data2vec.speech.features import BANDS, log_mel

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample
 from data2vec.core.errors import ConfigError, DataError
-from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
+from data2vec.core.exhibit import Exhibit
+from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, RATE, at_least, setting
 from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
 from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.text.extractor import TextExtractor
-from data2vec.text.features import bag_of_tokens
 from data2vec.text.loader import EXTENSIONS, TextDecoder, collate_text, length_of
 from data2vec.text.masker import SpanMasker, TokenMasker, corrupt
 from data2vec.text.tokenizer import FILE_NAME, SPECIALS, Tokenizer
@@ -96,8 +96,6 @@ class Text(Modality):
 
     name: ClassVar[str] = "text"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
-    raw_name: ClassVar[str] = "bag of tokens"
-    extractor_name: ClassVar[str | None] = "bag of embeddings"
     length_unit: ClassVar[str] = "tokens"
     assets: ClassVar[tuple[str, ...]] = (FILE_NAME,)
 
@@ -227,18 +225,11 @@ class Text(Modality):
             ]
         return []
 
-    def raw_features(self, batch: Batch) -> Tensor:
-        return bag_of_tokens(batch, self.vocabulary)
+    @property
+    def exhibit(self) -> Exhibit:
+        from data2vec.text.exhibit import TextExhibit  # drawing is not needed to train
 
-    def panels(self, drawn: Illustrations) -> list[Panel]:
-        from data2vec.text.panels import panels  # drawing is not needed to train
-
-        return panels(drawn, self.loaded_tokenizer)
-
-    def write_sample_shards(self, folder: Path) -> None:
-        from data2vec.text.samples import write_text_shards  # nor is the sample data
-
-        write_text_shards(folder)
+        return TextExhibit(self)
 
     def _predictor_problems(self, transformer: TransformerConfig) -> list[str]:
         why = "text has one dimension"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.evaluation.features import pool
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.text.tokenizer import Tokenizer
 
 _SHOWN = 6  # texts

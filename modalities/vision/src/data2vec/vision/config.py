@@ -8,14 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from data2vec.core.batch import Batch
-from data2vec.core.modality import Decoder, Illustrations, Masker, Modality, Panel
+from data2vec.core.exhibit import Exhibit
+from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, setting
@@ -24,10 +22,8 @@ from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
-from data2vec.vision.samples import write_mnist_shards
 
 _ABOVE_0 = Rule(lambda values: min(values, default=1) > 0, "must be above 0")
-_RAW_SIZE = 32  # pixels along a side of the images that the raw-pixel row of an evaluation sees
 
 
 class PositionKind(StrEnum):
@@ -115,7 +111,6 @@ class Vision(Modality):
 
     name: ClassVar[str] = "vision"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
-    raw_name: ClassVar[str] = "raw pixels"
 
     image_size: int = setting(224, at_least(1))
     patch_size: int = setting(16, at_least(1))
@@ -199,20 +194,11 @@ class Vision(Modality):
             crop=self.evaluation_crop,
         )
 
-    def write_sample_shards(self, folder: Path) -> None:
-        write_mnist_shards(folder)
+    @property
+    def exhibit(self) -> Exhibit:
+        from data2vec.vision.exhibit import VisionExhibit  # drawing is not needed to train
 
-    def raw_features(self, batch: Batch) -> Tensor:
-        """(B, F) pixels, larger images averaged down to 32 x 32: probes of whole photos would not fit in memory."""
-        images = batch.inputs.float()
-        if images.shape[-1] > _RAW_SIZE:
-            images = torch.nn.functional.adaptive_avg_pool2d(images, _RAW_SIZE)
-        return images.flatten(1)
-
-    def panels(self, drawn: Illustrations) -> list[Panel]:
-        from data2vec.vision.panels import panels  # drawing is not needed to train
-
-        return panels(drawn, mean=self.mean, std=self.std, patch=self.patch_size)
+        return VisionExhibit(self)
 
     def _image_problems(self) -> list[str]:
         size, patch = self.image_size, self.patch_size

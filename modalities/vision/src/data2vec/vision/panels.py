@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.modality import Illustrations, Panel
+from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.report.pictures import gallery, image, png
 
 _SHOWN = 8

@@ -12,10 +12,11 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from sharding.source import Source
+from data2vec.core.data.shards.source import Source
+from data2vec.speech.folder import list_audio, read_audio_file
 
 
-def add_speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
+def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
     """Audio files, in class subfolders, flat, in LibriSpeech's layout, or in a manifest FILE.tsv."""
     parser.add_argument(
         "--transcripts",
@@ -27,8 +28,6 @@ def add_speech(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace]
     parser.add_argument("--no-verify", action="store_true", help="read headers only, do not decode every file")
 
     def source(arguments: argparse.Namespace) -> Source:
-        from data2vec.speech.folder import list_audio, read_audio_file  # the other commands need no speech
-
         found = list_audio(arguments.folder, arguments.transcripts)
         encode = partial(read_audio_file, verify=not arguments.no_verify, reencode=arguments.reencode)
         settings = f"{arguments.no_verify} {arguments.reencode}"

@@ -10,17 +10,16 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-from sharding.source import Source, positive
+from data2vec.core.data.shards.source import Source, positive
+from data2vec.vision.folder import list_image_folder, read_image_file
 
 
-def add_vision(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
+def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
     """Images in class subfolders, or flat."""
     parser.add_argument("--max-size", type=positive, metavar="N", help="re-encode larger images to a short side of N")
     parser.add_argument("--no-verify", action="store_true", help="do not decode every image to see whether it is one")
 
     def source(arguments: argparse.Namespace) -> Source:
-        from data2vec.vision.folder import list_image_folder, read_image_file  # the other commands need no vision
-
         found = list_image_folder(arguments.folder)
         encode = partial(read_image_file, verify=not arguments.no_verify, max_size=arguments.max_size)
         settings = f"{arguments.max_size} {arguments.no_verify}"

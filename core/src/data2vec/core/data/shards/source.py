@@ -1,4 +1,8 @@
-"""What a modality's command of ``tools/shard.py`` gives to be written into shards."""
+"""The files of a user as a modality's command of ``tools/shard.py`` gives them to be written into shards.
+
+The command of ``data2vec.NAME`` is its module ``sharding``: ``add_arguments(parser)`` declares the command's arguments
+and returns a function from them to a :class:`Source`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ class Item(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What a modality's command puts into shards.
+    """The samples of a user's files.
 
     ``encode`` turns an item into the members of a sample, or into an object with several ``samples`` (key, members), a
     line in ``skipped`` for each document that was left out, and the number of the ``documents`` that were not. It must

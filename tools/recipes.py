@@ -12,7 +12,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import apply_overrides
 
-EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 
 
 def chosen_experiment(name: str, *, sample: bool, overrides: Sequence[str]) -> Experiment:
@@ -35,7 +35,7 @@ def load_experiment(name: str) -> Any:
         ConfigError: no such file.
     """
     path = Path(name) if name.endswith(".py") else EXPERIMENTS / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmarked_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"recipe_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         known = ", ".join(sorted(file.stem for file in EXPERIMENTS.glob("*.py")))
         raise ConfigError([f"{name}: no such experiment; choose one of {known}, or the path of a file NAME.py"])
@@ -46,3 +46,12 @@ def load_experiment(name: str) -> Any:
     finally:
         sys.path.remove(str(path.resolve().parent))
     return module
+
+
+def micro_batch(experiment: Experiment) -> int:
+    """Count the samples of one forward pass of a recipe, of random input where they differ in length."""
+    train = experiment.train
+    if train.micro_length is None:
+        return train.micro_batch or train.batch
+    modality = next(iter(experiment.modalities.values()))
+    return max(1, train.micro_length // modality.exhibit.random_input(1).inputs.shape[1])

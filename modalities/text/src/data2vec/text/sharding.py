@@ -12,18 +12,17 @@ import hashlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-from sharding.source import Source
 
 from data2vec.core.data.shards.index import INDEX_NAME
+from data2vec.core.data.shards.source import Source
 from data2vec.core.errors import DataError
-
-if TYPE_CHECKING:  # imported where it is used: the other commands need no data2vec.text
-    from data2vec.text.files import Documents, TextEncoder, TextPart
-    from data2vec.text.sources import TextFile
-    from data2vec.text.tokenizer import Tokenizer
+from data2vec.text import files
+from data2vec.text.files import Document, Documents, TextEncoder, TextPart, read_documents
+from data2vec.text.packing import Packing
+from data2vec.text.sources import TextFile, UnusableFileError, find_text, unpack
+from data2vec.text.tokenizer import FILE_NAME, Tokenizer, train_bpe
 
 UNPACKED_NAME = ".unpacked"
 _BYTES_PER_TOKEN = 4  # of English, about; decides only how large a part is
@@ -35,7 +34,7 @@ _NAMED = 10  # files that are no text
 _PROBED = 16  # parts from which the number of samples is estimated
 
 
-def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
+def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], Source]:
     """Text files or lines of JSON, in a folder (class subfolders give labels), a glob in quotes, or one file."""
     tokens = parser.add_mutually_exclusive_group(required=True)
     tokens.add_argument("--tokenizer", type=Path, metavar="FILE", help="a tokenizer.json")
@@ -56,11 +55,6 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     )
 
     def source(arguments: argparse.Namespace) -> Source:
-        from data2vec.text import files
-        from data2vec.text.packing import Packing
-        from data2vec.text.sources import find_text
-        from data2vec.text.tokenizer import FILE_NAME
-
         packing, documents = Packing(arguments.pack), files.Documents(arguments.documents)
         corpus = find_text(arguments.folder, labelled=packing is Packing.WITHIN)
         if (arguments.out / INDEX_NAME).exists() and not arguments.force:  # before the long work, not after it
@@ -75,16 +69,16 @@ def add_text(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
         beside = {FILE_NAME: tokenizer.content}
         samples = _estimate(parts, encode)
         left_out = dict(corpus.left_out) | ({"unusable": unusable} if unusable else {})
-        about = {"unit": "documents", "files": len(found), "left_out": left_out}
-        return Source("text", parts, classes, encode, settings, samples, beside, scratch, **about)
+        return Source(
+            "text", parts, classes, encode, settings, samples, beside, scratch, unit="documents", files=len(found),
+            left_out=left_out,
+        )  # fmt: skip
 
     return source
 
 
 def _unpacked(found: Sequence[TextFile], scratch: Path) -> tuple[list[TextFile], int]:
     """The files as plain UTF-8, and how many are no text, of which the first are named on the error stream."""
-    from data2vec.text.sources import UnusableFileError, unpack
-
     usable, reasons = [], []
     for file in found:
         try:
@@ -113,8 +107,6 @@ def _part_size(found: Sequence[TextFile], across: bool, block: int) -> int:
 
 
 def _tokenizer(arguments: argparse.Namespace, parts: Sequence[TextPart], documents: Documents) -> Tokenizer:
-    from data2vec.text.tokenizer import Tokenizer, train_bpe
-
     if arguments.tokenizer is not None:
         return Tokenizer.load(arguments.tokenizer)
     if arguments.bytes:
@@ -124,8 +116,6 @@ def _tokenizer(arguments: argparse.Namespace, parts: Sequence[TextPart], documen
 
 def _texts(parts: Sequence[TextPart], documents: Documents) -> Iterator[str]:
     """The documents of parts that are evenly spread over the corpus, up to a number of bytes."""
-    from data2vec.text.files import Document, read_documents
-
     total = sum(span.end - span.start for part in parts for span in part.spans)
     wanted = max(1, int(len(parts) * min(1.0, _TOKENIZER_BYTES / max(1, total))))
     for number in np.linspace(0, len(parts) - 1, wanted).round().astype(int):

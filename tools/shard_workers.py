@@ -12,9 +12,8 @@ from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
-from sharding.source import Item
-
 from data2vec.core.data.shards.index import ShardInfo
+from data2vec.core.data.shards.source import Item
 from data2vec.core.data.shards.writer import ShardFile, measure_of
 from data2vec.core.errors import DataError, SampleError
 from data2vec.core.files import temporary_name

@@ -1,0 +1,84 @@
+"""What a modality shows of itself: baselines for probes, pictures for the report, sample data, random input.
+
+Nothing of it is needed to train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+from data2vec.core.batch import Batch
+from data2vec.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section of the report: a heading, a sentence on how to read it, and self-contained HTML."""
+
+    title: str
+    caption: str
+    html: str
+
+
+@dataclass(frozen=True)
+class Illustrations:
+    """What a modality draws its panels from: a few evaluation samples as the trained model sees them.
+
+    ``batch``: B samples. ``mask``: (B, M, T) as in training. ``features``: (B, T, D) of the teacher, mean of the
+    top K layers. ``shape``: the grid of the T positions.
+    """
+
+    batch: Batch
+    mask: Tensor
+    features: Tensor
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RandomInput:
+    """Input that stands for a batch, to measure speed with.
+
+    ``inputs``: (B, ...) on the CPU. ``unit``, ``per_sample``: what a rate counts ("images"), and how many a sample has.
+    """
+
+    inputs: Tensor
+    unit: str = "samples"
+    per_sample: float = 1.0
+
+
+class Exhibit:
+    """What a modality shows. Each of them derives one and supplies what it has."""
+
+    # The row of an evaluation for the mean of the extractor's output (a bag of embeddings); None: no such row.
+    extractor_name: ClassVar[str | None] = None
+    raw_name: ClassVar[str] = "raw input"
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        """(B, F) the plainest representation of the input, which probes compare with (raw pixels, pooled spectra)."""
+        return batch.inputs.flatten(1).float()
+
+    def raw_positions(self, batch: Batch) -> Tensor:
+        """(B, T, F) the plainest representation of each position, where ``batch.position_labels`` has its class."""
+        raise ConfigError(
+            [f"evaluation.tasks=positions: {batch.modality} has no raw representation of single positions"]
+        )
+
+    def panels(self, drawn: Illustrations) -> list[Panel]:
+        """Draw this modality's sections of the report."""
+        return []
+
+    def write_sample_shards(self, folder: Path) -> None:
+        """Write the sample data as shards ``train-*.tar`` and ``validation-*.tar`` with an index each.
+
+        Raises:
+            DataError: no sample data is installed.
+        """
+        raise ConfigError(["data.train: this modality has no sample data; name shards"])
+
+    def random_input(self, samples: int) -> RandomInput:
+        """Make random input of as many samples, the same at every call."""
+        raise ConfigError(["this modality has no random input to measure speed with"])

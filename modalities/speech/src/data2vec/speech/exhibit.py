@@ -1,0 +1,54 @@
+"""What speech shows: spectra, pictures of masks and features, sample clips, random waveforms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from data2vec.core.batch import Batch
+from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
+from data2vec.speech.audio import RATE
+from data2vec.speech.features import log_mel_frames, log_mel_pooled
+from data2vec.speech.panels import panels
+
+if TYPE_CHECKING:
+    from data2vec.speech.config import Speech
+
+_CLIP_SECONDS = 15  # about the mean of LibriSpeech's longer clips, and what the peers' rates were measured with
+
+
+class SpeechExhibit(Exhibit):
+    """What clips of some settings show."""
+
+    raw_name: ClassVar[str] = "log-mel spectrum"
+
+    def __init__(self, speech: Speech) -> None:
+        self._speech = speech
+
+    def raw_features(self, batch: Batch) -> Tensor:
+        """(B, F) log-mel spectrum, pooled over time."""
+        return log_mel_pooled(batch)
+
+    def raw_positions(self, batch: Batch) -> Tensor:
+        """(B, T, F) log-mel spectrum at each frame."""
+        geometry = self._speech.geometry
+        frames = geometry.frames(batch.inputs.shape[1])
+        return log_mel_frames(batch, frames, geometry.hop, geometry.receptive_field)
+
+    def panels(self, drawn: Illustrations) -> list[Panel]:
+        geometry = self._speech.geometry
+        return panels(drawn, hop=geometry.hop, receptive=geometry.receptive_field)
+
+    def write_sample_shards(self, folder: Path) -> None:
+        from data2vec.speech.samples import write_speech_shards
+
+        write_speech_shards(folder)
+
+    def random_input(self, samples: int) -> RandomInput:
+        longest = self._speech.audio.max_length
+        length = min(longest or _CLIP_SECONDS * RATE, _CLIP_SECONDS * RATE)
+        clips = torch.randn(samples, length, generator=torch.Generator().manual_seed(0))
+        return RandomInput(clips, "audio s", length / RATE)
