@@ -81,8 +81,8 @@ def test_a_member_is_a_typed_package_of_its_own(member: str) -> None:
 def test_tools_know_every_member() -> None:
     tool = configuration(ROOT)["tool"]
     sources = {str((folder / "src").relative_to(ROOT)) for folder in MEMBERS.values()}
-    assert set(tool["mypy"]["mypy_path"]) == sources
-    assert set(tool["mypy"]["files"]) == {f"{source}/data2vec" for source in sources}
+    assert set(tool["mypy"]["mypy_path"]) == {*sources, "tools", "experiments"}
+    assert set(tool["mypy"]["files"]) == {*(f"{source}/data2vec" for source in sources), "tools", "experiments"}
     tests = {str((folder / "tests").relative_to(ROOT)) for folder in MEMBERS.values()}
     assert set(tool["pytest"]["ini_options"]["testpaths"]) == {*tests, "tests"}
     listed = re.search(r"^MEMBERS=\((.*)\)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
@@ -121,7 +121,11 @@ def check_imports(folder: Path, *sources: Path) -> tuple[bool, str]:
     -S leaves the installed packages of this workspace out: the parts of a namespace are searched in no fixed order.
     """
     program = "from importlinter.cli import lint_imports_command as run; run(['--no-cache', '--no-logo'])"
-    search = [*map(str, sources), *dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib"))]
+    search = [
+        *map(str, sources),
+        str(ROOT / "tools"),
+        *dict.fromkeys(sysconfig.get_path(kind) for kind in ("purelib", "platlib")),
+    ]
     done = subprocess.run(
         [sys.executable, "-S", "-c", program],
         cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
@@ -150,6 +154,18 @@ def test_import_contracts_notice_a_breach(tmp_path: Path) -> None:
     broken = [contract["name"] for contract in contracts if f"{contract['name']} BROKEN" in output]
     kept = [contract["name"] for contract in contracts if contract["name"] not in broken]
     assert kept == ["vision needs no library of speech or text"], output
+
+
+def test_shared_tools_name_no_modality() -> None:
+    """They find what is installed; only benchmarks of images read images."""
+    of_images = {ROOT / "tools" / "benchmarks" / name for name in ("loader.py", "masks.py")}
+    named = re.compile(r"data2vec\.(?:speech|text|vision)\b")
+    tools = [path for path in python_files("tools") if path not in of_images]
+    code = {
+        path.name: "\n".join(re.findall(r"^ *(?:from|import) .*", path.read_text(), re.MULTILINE)) for path in tools
+    }
+    assert len(code) > 10
+    assert not [name for name, imports in code.items() if named.search(imports)]
 
 
 @pytest.mark.parametrize("member", MEMBERS)

@@ -54,4 +54,5 @@ def micro_batch(experiment: Experiment) -> int:
     if train.micro_length is None:
         return train.micro_batch or train.batch
     modality = next(iter(experiment.modalities.values()))
-    return max(1, train.micro_length // modality.exhibit.random_input(1).inputs.shape[1])
+    length: int = modality.exhibit.random_input(1).inputs.shape[1]
+    return max(1, train.micro_length // length)

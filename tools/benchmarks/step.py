@@ -96,7 +96,7 @@ def step(arguments: argparse.Namespace) -> Result:
     for row in rows:
         row["units_per_second"] = row["samples_per_second"] * drawn.per_sample
         row["ratio"] = row["samples_per_second"] / rows[0]["samples_per_second"]
-    parameters = sum(p.numel() for p in variants[0].engine.task.student.parameters())
+    parameters = sum(p.numel() for p in next(iter(variants[0].engine.task.encoders().values())).parameters())
     settings = {
         "experiment": chosen.name, "parameters": parameters, "batch": samples, "device": str(device),
         "precision": "bf16" if bf16 else "fp32", "steps": arguments.steps, "gflop_per_sample": flops / 1e9,

@@ -234,7 +234,7 @@ class _LikeCuda(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             query, key, value = (self._lower(x) for x in args[:3])
             mask = kwargs.get("attn_mask")
-            return _Attention.apply(query, key, value, mask, self)
+            return _Attention.apply(query, key, value, mask, self)  # type: ignore[no-untyped-call]
         if func is F.dropout:
             return _dropout(*args, **kwargs)
         if self._bf16 and func in _LOWER:
@@ -280,7 +280,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         ctx.gpu.flops += 2.5 * ctx.work
         needed = ctx.needs_input_grad
         gradients = [
