@@ -259,3 +259,21 @@ def test_nothing_that_is_read_is_executed() -> None:
     assert len(files) > 50
     found = {str(path.relative_to(ROOT)): forbidden_calls(path.read_text()) for path in files}
     assert not {name: calls for name, calls in found.items() if calls}
+
+
+INTERFACE = {  # each modality's own, under one name
+    "MaskConfig", "MaskKind", "SpanMasker", "add_arguments", "length_of", "load_encoder", "load_libsndfile", "load_tbb",
+    "load_published", "load_transformers", "main", "our_name", "panels", "plan", "span_mask_reference", "student_state",
+    "teacher_state", "transformers_state",
+}  # fmt: skip
+
+
+def test_a_name_means_one_thing() -> None:
+    """No class or function of one module has the name of another's, but for what all modalities have."""
+    defined: dict[str, set[str]] = {}
+    for path in [*source_files(), *python_files("tools")]:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and not node.name.startswith("_"):
+                defined.setdefault(node.name, set()).add(str(path.relative_to(ROOT)))
+    assert len(defined) > 500
+    assert not {name: paths for name, paths in defined.items() if len(paths) > 1 and name not in INTERFACE}

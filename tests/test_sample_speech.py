@@ -16,7 +16,7 @@ from data2vec.core.batch import Batch, Sample
 from data2vec.core.data.shards.index import ShardIndex
 from data2vec.core.data.shards.tar import read, scan
 from data2vec.core.errors import DataError
-from data2vec.core.evaluation.features import Features
+from data2vec.core.evaluation.features import Pooled
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy
 from data2vec.speech import espeak, samples
 from data2vec.speech.audio import RATE
@@ -137,13 +137,13 @@ def test_raw_spectra_find_the_words_and_phonemes_in_part(sets: dict[str, list[tu
     words, frames = {}, {}
     for prefix, part in sets.items():
         labelled = [batch for _, batch in part if int(batch.labels) >= 0]
-        words[prefix] = Features(
+        words[prefix] = Pooled(
             torch.cat([log_mel_pooled(batch) for batch in labelled]), torch.cat([batch.labels for batch in labelled])
         )
         sentences = [batch for _, batch in part if int(batch.labels) < 0][:100]
         known = [batch.position_labels[0] for batch in sentences if batch.position_labels is not None]
         spectra = [log_mel_frames(batch, len(y), 320)[0] for batch, y in zip(sentences, known, strict=True)]
-        frames[prefix] = Features(torch.cat(spectra)[::_FRAME_STRIDE], torch.cat(known)[::_FRAME_STRIDE])
+        frames[prefix] = Pooled(torch.cat(spectra)[::_FRAME_STRIDE], torch.cat(known)[::_FRAME_STRIDE])
     mean, std = few_label_accuracy(words["train"], words["validation"], 200, draws=2)
     every = linear_accuracy(words["train"], words["validation"])
     seen = torch.isin(frames["validation"].labels, frames["train"].labels)

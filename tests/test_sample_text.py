@@ -17,7 +17,7 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.data.shards.index import ShardIndex
 from data2vec.core.data.shards.tar import read, sample_id, scan
 from data2vec.core.errors import DataError
-from data2vec.core.evaluation.features import Features, extract
+from data2vec.core.evaluation.features import Pooled, extract
 from data2vec.core.evaluation.linear import few_labels, linear_accuracy
 from data2vec.core.settings.fields import DataConfig
 from data2vec.text import Text, samples
@@ -137,7 +137,7 @@ def test_a_bag_of_tokens_tells_the_libraries_apart(shards: Path, text: Text, tmp
     train = TrainData.open(f"{shards}/train-*.tar", text, data=config, seed=0, cache=tmp_path)
     test = EvaluationData.open(f"{shards}/validation-*.tar", text, data=config, seed=0, cache=tmp_path)
 
-    def features(data: EvaluationData) -> Features:
+    def features(data: EvaluationData) -> Pooled:
         return extract(text.exhibit.raw_features, data.evaluation_batches(256), max_samples=50_000).labelled()
 
     fitted, judged = few_labels(features(train.for_evaluation()), _FITTED, seed=0), features(test)

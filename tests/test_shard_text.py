@@ -17,7 +17,6 @@ from data2vec.core.settings.fields import DataConfig
 from data2vec.core.testing import load_module
 from data2vec.text import Text
 from data2vec.text.loader import unpack_ids
-from data2vec.text.packing import unpack
 from data2vec.text.tokenizer import Tokenizer
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
@@ -69,7 +68,7 @@ def test_a_corpus_becomes_a_set_that_training_reads(tool: ModuleType, corpus: Pa
     parts: dict[str, list] = {}
     for key in sorted(found):
         parts.setdefault(key.split("/")[0], []).append(unpack_ids(found[key]["tokens"]))
-    texts = [tokenizer.decode(ids) for blocks in parts.values() for ids in unpack(blocks, eos=tokenizer.eos)]
+    texts = [tokenizer.decode(ids) for blocks in parts.values() for ids in documents_in(blocks, eos=tokenizer.eos)]
     assert sorted(texts) == sorted(LINES)
     assert all(len(block) == 32 for blocks in parts.values() for block in blocks[:-1])
     held_out = {key.split("/")[0] for key in members(out, "validation-*.tar")}

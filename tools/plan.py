@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from planning.choose import MARGIN, Choice, Cluster, Row, Settings, choose, command, rows, settings_of
+from planning.choose import MARGIN, Choice, Cluster, PlanRow, Settings, choose, command, plan_settings, rows
 from planning.cost import Rate
 from planning.memory import TORCH
 from planning.rate import from_file, given, predicted
@@ -102,7 +102,7 @@ class Plan:
     cluster: Cluster
     settings: Settings
     rate: Rate
-    rows: list[Row]
+    rows: list[PlanRow]
     choice: Choice
     command: str | None
     assumed: bool  # the bandwidth
@@ -124,13 +124,13 @@ def plan(arguments: argparse.Namespace) -> Plan:
     bandwidth = arguments.bandwidth or (_INSIDE if gpus <= node else _BETWEEN)
     cluster = Cluster(gpus, min(node, gpus), arguments.memory * _GIB, bandwidth * 1e9)
     traced = trace(chosen)
-    settings = settings_of(chosen, traced, gpus)
+    settings = plan_settings(chosen, traced, gpus)
 
     def rates(checkpointing: bool) -> Rate:
         if arguments.step is not None:
             return from_file(arguments.step, traced, chosen, checkpointing=checkpointing)
         if arguments.step_ms is not None:
-            return given(traced, arguments.step_ms, settings_of(chosen, traced, 1).samples, chosen, checkpointing)
+            return given(traced, arguments.step_ms, plan_settings(chosen, traced, 1).samples, chosen, checkpointing)
         return predicted(traced, tflops=arguments.tflops, mfu=arguments.mfu, checkpointing=checkpointing)
 
     choice = choose(traced, settings, cluster, rates)
@@ -176,7 +176,7 @@ def _opening(found: Plan) -> list[str]:
     ]
 
 
-def _cells(row: Row, found: Plan) -> list[str]:
+def _cells(row: PlanRow, found: Plan) -> list[str]:
     account = row.memory
     parts = (
         account.student, account.teacher, account.optimiser, account.gradients, account.peak - account.activations
@@ -230,7 +230,7 @@ def to_json(found: Plan) -> dict[str, Any]:
     """Plain values: bytes, seconds, elements."""
     traced, choice = found.trace, found.choice
 
-    def plain(row: Row) -> dict[str, Any]:
+    def plain(row: PlanRow) -> dict[str, Any]:
         account = dataclasses.asdict(row.memory) | {"peak": row.memory.peak, "lasting": row.memory.lasting}
         time = dataclasses.asdict(row.time) | {"total": row.time.total}
         sent = dataclasses.asdict(row.sent) | {"total": row.sent.total}

@@ -41,7 +41,7 @@ from data2vec.core.lock import only_writer
 from data2vec.core.modality import Modality
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
-from shard_workers import Task, Written, write_all
+from shard_workers import ShardTask, Written, write_all
 
 STATE_NAME = ".shard-state.json"
 PREFIXES = ("train", "validation")
@@ -209,7 +209,7 @@ def _intact(path: Path, info: ShardInfo) -> bool:
         return False
 
 
-def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
+def _plan(source: Source, arguments: argparse.Namespace) -> list[ShardTask]:
     """Shuffle the items, so that classes mix, and cut them into shards of about the same size."""
     order = permutation(len(source.items), arguments.seed).tolist()
     held_out = round(arguments.validation * len(order))
@@ -220,7 +220,7 @@ def _plan(source: Source, arguments: argparse.Namespace) -> list[Task]:
         for shard in range(count):
             part = numbers[shard * len(numbers) // count : (shard + 1) * len(numbers) // count]
             path = arguments.out / f"{prefix}-{shard:06d}.tar"
-            tasks.append(Task(path, source.modality, [source.items[number] for number in part], source.encode))
+            tasks.append(ShardTask(path, source.modality, [source.items[number] for number in part], source.encode))
     return tasks
 
 

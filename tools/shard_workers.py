@@ -20,7 +20,7 @@ from data2vec.core.files import temporary_name
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """One shard to write."""
 
     path: Path
@@ -50,7 +50,7 @@ def _start_worker(stopping: Event) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def _write_shard(task: Task) -> Written:
+def _write_shard(task: ShardTask) -> Written:
     """Write one shard; runs in a worker."""
     shard = ShardFile(task.path, measure_of(task.modality)[0])
     skipped: list[str] = []
@@ -77,7 +77,7 @@ def _write_shard(task: Task) -> Written:
         raise
 
 
-def write_all(tasks: Sequence[Task], workers: int) -> Generator[tuple[str, Written], None, None]:
+def write_all(tasks: Sequence[ShardTask], workers: int) -> Generator[tuple[str, Written], None, None]:
     """Write shards in parallel; yields each as it is finished. Stops all workers before an error goes on."""
     if not tasks:
         return

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.batch import Batch, Example, Sample
-from data2vec.core.data.dataset import BrokenCounter, EvaluationData, TrainData, spread
+from data2vec.core.data.dataset import BrokenCounter, EvaluationData, TrainData, spaced
 from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.data.stream import shm
 from data2vec.core.errors import DataError, SampleError
@@ -174,7 +174,7 @@ def test_evaluation_takes_each_sample_once_in_order(folder: Path, batch: int, li
 @given(st.integers(1, 10**9), st.integers(1, 500))
 def test_spread_is_increasing_and_even(total: int, count: int) -> None:
     count = min(count, total)
-    found = spread(total, count)
+    found = spaced(total, count)
     assert len(found) == count
     assert (np.diff(found) > 0).all()
     assert found[0] >= 0

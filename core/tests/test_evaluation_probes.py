@@ -15,7 +15,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from data2vec.core.batch import Batch
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.evaluation.embedding import embedding_map
-from data2vec.core.evaluation.features import Features, extract, extract_all
+from data2vec.core.evaluation.features import Pooled, extract, extract_all
 from data2vec.core.evaluation.knn import TEMPERATURE, knn_accuracy, knn_predict, nearest
 from data2vec.core.evaluation.linear import few_labels, fit_linear, linear_accuracy
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate
@@ -23,12 +23,12 @@ from data2vec.core.settings.fields import EvaluationConfig
 
 
 @pytest.fixture(scope="module")
-def digits() -> tuple[Features, Features]:
+def digits() -> tuple[Pooled, Pooled]:
     data = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))[:1200]
     x = torch.tensor(data.data, dtype=torch.float32)[order] / 16
     y = torch.tensor(data.target).long()[order]
-    return Features(x[:900], y[:900]), Features(x[900:], y[900:])
+    return Pooled(x[:900], y[:900]), Pooled(x[900:], y[900:])
 
 
 def _batches(x: torch.Tensor, size: int) -> list[Batch]:
@@ -38,7 +38,7 @@ def _batches(x: torch.Tensor, size: int) -> list[Batch]:
     ]
 
 
-def test_knn_votes_as_scikit_learn_with_the_same_weights(digits: tuple[Features, Features]) -> None:
+def test_knn_votes_as_scikit_learn_with_the_same_weights(digits: tuple[Pooled, Pooled]) -> None:
     train, test = digits
     reference = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / TEMPERATURE))
     reference.fit(train.x.numpy(), train.labels.numpy())
@@ -58,7 +58,7 @@ def test_tiles_do_not_change_the_neighbours(queries: int, rows: int, k: int, cel
     torch.testing.assert_close((a.unsqueeze(1) * b[index]).sum(-1), values, rtol=1e-5, atol=1e-5)
 
 
-def test_linear_probe_finds_the_minimum_that_scikit_learn_finds(digits: tuple[Features, Features]) -> None:
+def test_linear_probe_finds_the_minimum_that_scikit_learn_finds(digits: tuple[Pooled, Pooled]) -> None:
     train, test = digits
     probe = fit_linear(train, seed=0)
     standard = ((train.x - probe.mean) / probe.scale).numpy()
@@ -71,7 +71,7 @@ def test_linear_probe_finds_the_minimum_that_scikit_learn_finds(digits: tuple[Fe
         ((test.x - probe.mean) / probe.scale).numpy(), test.labels.numpy()), abs=0.01)  # fmt: skip
 
 
-def test_linear_probe_with_more_dimensions_than_samples(digits: tuple[Features, Features]) -> None:
+def test_linear_probe_with_more_dimensions_than_samples(digits: tuple[Pooled, Pooled]) -> None:
     train, test = digits
     few = few_labels(train, 40, seed=1)
     assert len(few) == 40 < few.x.shape[1]
@@ -79,7 +79,7 @@ def test_linear_probe_with_more_dimensions_than_samples(digits: tuple[Features, 
     assert linear_accuracy(few, test) > 0.6
 
 
-def test_probes_are_deterministic(digits: tuple[Features, Features]) -> None:
+def test_probes_are_deterministic(digits: tuple[Pooled, Pooled]) -> None:
     train, _ = digits
     small = few_labels(train, 100, seed=3)
     assert torch.equal(few_labels(train, 100, seed=3).x, small.x)
@@ -93,19 +93,19 @@ def test_probes_are_deterministic(digits: tuple[Features, Features]) -> None:
 )
 def test_linear_probe_names_what_is_wrong(labels: list[int], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        fit_linear(Features(torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)))
+        fit_linear(Pooled(torch.randn(len(labels), 3), torch.tensor(labels, dtype=torch.int64)))
 
 
 def test_a_class_without_training_samples_is_named() -> None:
-    train = Features(torch.randn(8, 3), torch.tensor([0, 1] * 4))
+    train = Pooled(torch.randn(8, 3), torch.tensor([0, 1] * 4))
     with pytest.raises(DataError, match="class 7"):
-        linear_accuracy(train, Features(torch.randn(2, 3), torch.tensor([0, 7])))
+        linear_accuracy(train, Pooled(torch.randn(2, 3), torch.tensor([0, 7])))
 
 
 @pytest.mark.parametrize("count", [1, 99])
 def test_few_labels_refuses_a_count_that_cannot_be_drawn(count: int) -> None:
     with pytest.raises(DataError, match=f"few_labels={count}"):
-        few_labels(Features(torch.randn(8, 3), torch.tensor([0, 1] * 4)), count, seed=0)
+        few_labels(Pooled(torch.randn(8, 3), torch.tensor([0, 1] * 4)), count, seed=0)
 
 
 def test_extraction_pools_valid_positions_and_stops_in_time() -> None:
@@ -141,9 +141,9 @@ def test_extraction_refuses_nothing_and_nonsense() -> None:
         extract(lambda batch: batch.inputs / 0, _batches(torch.randn(4, 3), 2), max_samples=5)
 
 
-def test_table_of_encoders(digits: tuple[Features, Features]) -> None:
+def test_table_of_encoders(digits: tuple[Pooled, Pooled]) -> None:
     train, test = digits
-    noise = Features(torch.randn(900, 8), train.labels), Features(torch.randn(300, 8), test.labels)
+    noise = Pooled(torch.randn(900, 8), train.labels), Pooled(torch.randn(300, 8), test.labels)
     lines: list[str] = []
     result = evaluate(
         {"teacher": train, "noise": noise[0]}, {"teacher": test, "noise": noise[1]},
@@ -162,7 +162,7 @@ def test_table_of_encoders(digits: tuple[Features, Features]) -> None:
 
 
 def test_without_labels_only_the_rank_is_given() -> None:
-    blind = Features(torch.randn(40, 4), torch.full((40,), -1))
+    blind = Pooled(torch.randn(40, 4), torch.full((40,), -1))
     result = evaluate({"teacher": blind}, {"teacher": blind}, EvaluationConfig())
     assert result.rows[0].knn is None
     assert result.rows[0].rank > 1
@@ -170,7 +170,7 @@ def test_without_labels_only_the_rank_is_given() -> None:
 
 
 def test_what_cannot_be_probed_is_noted() -> None:
-    one = Features(torch.randn(40, 4), torch.zeros(40, dtype=torch.int64))
+    one = Pooled(torch.randn(40, 4), torch.zeros(40, dtype=torch.int64))
     result = evaluate({"teacher": one}, {"teacher": one}, EvaluationConfig(few_labels=20))
     assert result.rows[0].linear is None
     assert result.rows[0].knn == 1.0
@@ -182,7 +182,7 @@ def test_an_unknown_task_names_the_valid_ones() -> None:
         evaluate({}, {}, EvaluationConfig(tasks=("knnn",)))
 
 
-def test_embedding_map_is_repeatable_and_survives_odd_input(digits: tuple[Features, Features]) -> None:
+def test_embedding_map_is_repeatable_and_survives_odd_input(digits: tuple[Pooled, Pooled]) -> None:
     train, _ = digits
     one = embedding_map(train.x, train.labels, max_points=60, seed=2)
     two = embedding_map(train.x, train.labels, max_points=60, seed=2)

@@ -33,7 +33,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Row:
+class PlanRow:
     """One stage under some settings."""
 
     stage: int
@@ -62,7 +62,7 @@ class Choice:
     """``row`` is None where nothing fits; ``reason``: why this one, or why none."""
 
     settings: Settings
-    row: Row | None
+    row: PlanRow | None
     reason: str
 
 
@@ -70,7 +70,7 @@ Rates = Callable[[bool], Rate]
 """The rate of one GPU without and with activation checkpointing."""
 
 
-def settings_of(experiment: Experiment, trace: Trace, gpus: int, changes: tuple[str, ...] = ()) -> Settings:
+def plan_settings(experiment: Experiment, trace: Trace, gpus: int, changes: tuple[str, ...] = ()) -> Settings:
     """What each rank does of the recipe.
 
     Raises:
@@ -93,7 +93,7 @@ def settings_of(experiment: Experiment, trace: Trace, gpus: int, changes: tuple[
     return Settings(experiment, share, length / trace.length / share.parts, changes)
 
 
-def rows(trace: Trace, settings: Settings, cluster: Cluster, rates: Rates) -> list[Row]:
+def rows(trace: Trace, settings: Settings, cluster: Cluster, rates: Rates) -> list[PlanRow]:
     """Every stage under some settings."""
     found = []
     engine, passes = settings.experiment.engine, settings.share.passes
@@ -108,7 +108,7 @@ def rows(trace: Trace, settings: Settings, cluster: Cluster, rates: Rates) -> li
             trace, stage, cluster.gpus, rate=rate, sent=sent, bandwidth=cluster.bandwidth,
             samples=settings.samples, passes=passes,
         )  # fmt: skip
-        found.append(Row(stage, account, sent, time, account.peak <= cluster.usable))
+        found.append(PlanRow(stage, account, sent, time, account.peak <= cluster.usable))
     return found
 
 
@@ -143,7 +143,7 @@ def choose(trace: Trace, settings: Settings, cluster: Cluster, rates: Rates) -> 
     return Choice(settings, None, f"no stage fits; give {more}GPUs with more memory, or engine.offload_optimizer=true")
 
 
-def _why(row: Row, settings: Settings, cluster: Cluster) -> str:
+def _why(row: PlanRow, settings: Settings, cluster: Cluster) -> str:
     if row.stage == TORCH:
         why = "one GPU has nothing to shard, and plain torch is fastest"
     else:
@@ -161,11 +161,11 @@ def _variants(settings: Settings, trace: Trace, gpus: int) -> Iterator[Settings]
         train = {"activation_checkpointing": checkpointing}
         changes = ("train.activation_checkpointing=true",) if checkpointing and not settings.checkpointing else ()
         changed = experiment.replace(train=train)
-        yield settings_of(changed, trace, gpus, changes)
+        yield plan_settings(changed, trace, gpus, changes)
         if settings.share.micro_batch:
             size = settings.share.micro_batch // 2
             while size >= smallest:
-                yield settings_of(changed.replace(train={"micro_batch": size}), trace, gpus,
+                yield plan_settings(changed.replace(train={"micro_batch": size}), trace, gpus,
                                   (f"train.micro_batch={size}", *changes))  # fmt: skip
                 size //= 2
 

@@ -18,8 +18,8 @@ from data2vec.core.errors import DataError
 from data2vec.text.files import (
     Document,
     Documents,
+    PartEncoder,
     Skipped,
-    TextEncoder,
     class_names,
     cut_into_parts,
     read_documents,
@@ -138,7 +138,7 @@ def test_json_lines_carry_texts_and_labels(tmp_path: Path) -> None:
 
 def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
     files = [write(tmp_path, "a.txt", b"good\nbad \xff\nlast"), write(tmp_path, "b.txt", b"")]
-    encode = TextEncoder(BYTES, 16, Packing.WITHIN, Documents.LINE)
+    encode = PartEncoder(BYTES, 16, Packing.WITHIN, Documents.LINE)
     (part,) = cut_into_parts(files, Documents.LINE, 1_000)
     found = encode(part)
     assert found.skipped == ("a.txt at byte 5: is not UTF-8 (byte 4 of the document)",)
@@ -151,8 +151,8 @@ def test_what_cannot_be_used_is_named(tmp_path: Path) -> None:
         encode(part)
 
 
-def encode_with(encode: TextEncoder, documents: Documents) -> TextEncoder:
-    return TextEncoder(encode.tokenizer, encode.block, encode.packing, documents, encode.class_names)
+def encode_with(encode: PartEncoder, documents: Documents) -> PartEncoder:
+    return PartEncoder(encode.tokenizer, encode.block, encode.packing, documents, encode.class_names)
 
 
 @given(
@@ -162,7 +162,7 @@ def encode_with(encode: TextEncoder, documents: Documents) -> TextEncoder:
 def test_samples_hold_the_documents(contents: list[str], block: int, packing: Packing, size: int) -> None:
     with TemporaryDirectory() as folder:
         file = TextFile(write(Path(folder), "a.txt", "\n".join(contents)).path, "a.txt", "cat")
-        encode = pickle.loads(pickle.dumps(TextEncoder(BYTES, block, packing, Documents.LINE, ("cat",))))
+        encode = pickle.loads(pickle.dumps(PartEncoder(BYTES, block, packing, Documents.LINE, ("cat",))))
         samples = [one for part in cut_into_parts([file], Documents.LINE, size) for one in encode(part).samples]
     blocks = [unpack_ids(members["tokens"]).tolist() for _, members in samples]
     assert "".join(BYTES.decode(one) for one in blocks) == "".join(contents)

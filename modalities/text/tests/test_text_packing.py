@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data2vec.text.packing import Packing, pack, unpack
+from data2vec.text.packing import Packing, documents_in, pack
 
 BOS, EOS = 0, 2
 documents = st.lists(st.lists(st.integers(5, 40), max_size=30), max_size=12)
@@ -39,7 +39,7 @@ def test_no_token_is_lost_doubled_or_moved(texts: list[list[int]], block: int, p
 def test_across_fills_its_blocks_and_comes_back(texts: list[list[int]], block: int) -> None:
     found = packed(texts, Packing.ACROSS, block)
     assert all(len(one) == block for one in found[:-1])
-    assert [document.tolist() for document in unpack(found, eos=EOS)] == [text for text in texts if text]
+    assert [document.tolist() for document in documents_in(found, eos=EOS)] == [text for text in texts if text]
     ends = [token for one in found for token in one[1:-1] if token == EOS]
     assert len(ends) == max(0, sum(map(bool, texts)) - 1)  # between documents only
 
@@ -53,7 +53,7 @@ def test_within_cuts_every_document_by_itself(texts: list[list[int]], block: int
         found = packed([text], Packing.WITHIN, block)
         assert len(found) == -(-len(text) // (block - 2))
         assert all(len(one) == block for one in found[:-1])
-        assert [document.tolist() for document in unpack(found, eos=EOS)] == ([text] if text else [])
+        assert [document.tolist() for document in documents_in(found, eos=EOS)] == ([text] if text else [])
 
 
 def test_an_example() -> None:

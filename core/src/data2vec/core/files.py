@@ -24,7 +24,7 @@ def temporary_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp")
 
 
-def commit(temporary: Path, path: Path) -> None:
+def replace_durably(temporary: Path, path: Path) -> None:
     """Give a finished and flushed temporary file its final name, and make the rename itself durable."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -46,7 +46,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        commit(temporary, path)
+        replace_durably(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

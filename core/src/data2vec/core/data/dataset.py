@@ -257,7 +257,7 @@ class EvaluationData(ShardData):
         if total < 1 or batch < 1:
             raise DataError(f"{self.shards.spec}: {total} samples cannot be evaluated in batches of {batch}")
         wanted = total if max_samples is None else min(max(1, max_samples), total)
-        positions = spread(total, wanted)
+        positions = spaced(total, wanted)
         parts = (positions[first : first + batch] for first in range(0, wanted, batch))
         workers = min(self.config.workers, -(-wanted // batch))
         return evaluation_batches(self._dataset(train=False), parts, workers, pin_memory)
@@ -345,7 +345,7 @@ def _cache(data: DataConfig, folder: Path) -> ShardCache:
     )
 
 
-def spread(total: int, count: int) -> Integers:
+def spaced(total: int, count: int) -> Integers:
     """(count,) increasing numbers below ``total``, one at random from each of ``count`` equal parts."""
     edges = np.arange(count + 1, dtype=np.int64) * total // count
     raw = np.random.Philox(key=_SUBSET).random_raw(count)

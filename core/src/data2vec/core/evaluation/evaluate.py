@@ -12,12 +12,11 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.data.dataset import EvaluationData, TrainData
-from data2vec.core.evaluation.features import Features, extract_all
+from data2vec.core.evaluation.features import Pooled, extract_all
 from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
 from data2vec.core.exhibit import Exhibit
-from data2vec.core.model.encoder import Encoder
-from data2vec.core.model.encoder import Features as EncoderFeatures
+from data2vec.core.model.encoder import Encoder, Features
 from data2vec.core.settings.fields import Experiment
 
 TEACHER, STUDENT, UNTRAINED = "teacher", "student", "random encoder"
@@ -30,7 +29,7 @@ class Evaluated:
     """The table, and the test samples' features it was made from, by encoder."""
 
     table: EvaluationResult
-    test: Mapping[str, Features]
+    test: Mapping[str, Pooled]
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ class Rows:
     def _all_of(self, row: str) -> Encode:
         return lambda batch: self._features(row, batch).x
 
-    def _features(self, row: str, batch: Batch, layers: str | None = None) -> EncoderFeatures:
+    def _features(self, row: str, batch: Batch, layers: str | None = None) -> Features:
         encoder = self._compared.untrained if row == UNTRAINED else self._compared.trained[row]
         return encoder.features(batch.modality, batch.inputs, batch.lengths, layers=layers or self._layers)
 
@@ -130,8 +129,8 @@ def evaluate_model(
 
 def features(
     experiment: Experiment, functions: Mapping[str, Encode], device: torch.device, data: EvaluationData
-) -> dict[str, Features]:
-    """Features of every encoder in one pass over the data."""
+) -> dict[str, Pooled]:
+    """Pooled of every encoder in one pass over the data."""
     config = experiment.evaluation
     batches = data.evaluation_batches(config.batch, config.max_samples, pin_memory=device.type == "cuda")
     return extract_all(functions, data.counted(batches), max_samples=config.max_samples, device=device)

@@ -15,13 +15,13 @@ from torch import Tensor
 from data2vec.core.batch import Batch
 from data2vec.core.errors import DataError
 
-Encoded = Tensor | tuple[Tensor, Tensor | None]
-Encoder = Callable[[Batch], Encoded]
+Output = Tensor | tuple[Tensor, Tensor | None]
+FeatureFunction = Callable[[Batch], Output]
 """Maps a batch to (B, T, D) or (B, D), or to a pair of (B, T, D) and its padding mask (B, T), true on padding."""
 
 
 @dataclass(frozen=True)
-class Features:
+class Pooled:
     """One vector per sample. ``x``: (N, D) float32 on the CPU; ``labels``: (N,) int64, -1 where unknown."""
 
     x: Tensor
@@ -61,12 +61,12 @@ def pool(x: Tensor, padding: Tensor | None = None) -> Tensor:
 
 @torch.inference_mode()
 def extract_all(
-    encoders: Mapping[str, Encoder],
+    encoders: Mapping[str, FeatureFunction],
     batches: Iterable[Batch],
     *,
     max_samples: int,
     device: torch.device | str = "cpu",
-) -> dict[str, Features]:
+) -> dict[str, Pooled]:
     """Pool the outputs of several encoders in one pass over the data, so that each sample is decoded once.
 
     Of a batch in which some samples have labels, the others are left out: no probe could use them.
@@ -100,7 +100,7 @@ def extract_all(
     with torch.inference_mode(False):
         together = torch.cat(labels)
         features = {
-            name: Features(torch.cat(chunks), together, tuple(keys) if len(keys) == seen else ())
+            name: Pooled(torch.cat(chunks), together, tuple(keys) if len(keys) == seen else ())
             for name, chunks in parts.items()
         }
     for name, one in features.items():
@@ -111,7 +111,7 @@ def extract_all(
 
 
 def extract(
-    encode: Encoder, batches: Iterable[Batch], *, max_samples: int, device: torch.device | str = "cpu"
-) -> Features:
-    """Features of one encoder; see :func:`extract_all`."""
+    encode: FeatureFunction, batches: Iterable[Batch], *, max_samples: int, device: torch.device | str = "cpu"
+) -> Pooled:
+    """Pooled of one encoder; see :func:`extract_all`."""
     return extract_all({"features": encode}, batches, max_samples=max_samples, device=device)["features"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data2vec.core.errors import DataError
-from data2vec.core.evaluation.features import Features
+from data2vec.core.evaluation.features import Pooled
 
 TEMPERATURE = 0.07
 
@@ -49,7 +49,7 @@ def nearest(queries: Tensor, bank: Tensor, k: int, *, max_cells: int = 1 << 25) 
 
 
 def knn_predict(
-    train: Features,
+    train: Pooled,
     queries: Tensor,
     *,
     k: int = 20,
@@ -82,7 +82,7 @@ def knn_predict(
     return torch.cat(predicted).cpu()
 
 
-def knn_accuracy(train: Features, test: Features, *, k: int = 20, device: torch.device | str = "cpu") -> float:
+def knn_accuracy(train: Pooled, test: Pooled, *, k: int = 20, device: torch.device | str = "cpu") -> float:
     """Share of ``test`` whose label the vote gives, 0 to 1.
 
     Raises:

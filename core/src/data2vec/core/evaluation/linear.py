@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from data2vec.core.errors import DataError
-from data2vec.core.evaluation.features import Features
+from data2vec.core.evaluation.features import Pooled
 
 # From strong to weak, so that each solution is a good start for the next.
 L2_GRID = tuple(10.0 ** (exponent / 2) for exponent in range(1, -13, -1))
@@ -49,7 +49,7 @@ class LinearProbe:
         return self.classes[self.logits(x).argmax(dim=1)].cpu()
 
 
-def fit_linear(train: Features, *, seed: int = 0, device: torch.device | str = "cpu") -> LinearProbe:
+def fit_linear(train: Pooled, *, seed: int = 0, device: torch.device | str = "cpu") -> LinearProbe:
     """Choose l2 on a stratified fifth of ``train``, then fit all of it.
 
     The choice is by cross-entropy, which is less noisy than accuracy on few samples.
@@ -77,7 +77,7 @@ def fit_linear(train: Features, *, seed: int = 0, device: torch.device | str = "
     return final.probe(classes.to(device), L2_GRID[best])
 
 
-def linear_accuracy(train: Features, test: Features, *, seed: int = 0, device: torch.device | str = "cpu") -> float:
+def linear_accuracy(train: Pooled, test: Pooled, *, seed: int = 0, device: torch.device | str = "cpu") -> float:
     """Share of ``test`` that a probe fitted to ``train`` classifies rightly, 0 to 1.
 
     Raises:
@@ -96,7 +96,7 @@ def linear_accuracy(train: Features, test: Features, *, seed: int = 0, device: t
     return float((probe.predict(test.x) == test.labels).double().mean())
 
 
-def few_labels(train: Features, count: int, *, seed: int) -> Features:
+def few_labels(train: Pooled, count: int, *, seed: int) -> Pooled:
     """``count`` samples drawn with as equal a number of each class as there are, the same for the same seed.
 
     Raises:
@@ -117,7 +117,13 @@ def few_labels(train: Features, count: int, *, seed: int) -> Features:
 
 
 def few_label_accuracy(
-    train: Features, test: Features, count: int, *, draws: int = 5, seed: int = 0, device: torch.device | str = "cpu"
+    train: Pooled,
+    test: Pooled,
+    count: int,
+    *,
+    draws: int = 5,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
 ) -> tuple[float, float]:
     """Mean and standard deviation of the accuracy over ``draws`` class-balanced subsets of ``count`` samples."""
     accuracies = torch.tensor(
@@ -130,7 +136,7 @@ def few_label_accuracy(
     return float(accuracies.mean()), float(accuracies.std(correction=1)) if draws > 1 else 0.0
 
 
-def _classes(train: Features) -> tuple[Tensor, Tensor]:
+def _classes(train: Pooled) -> tuple[Tensor, Tensor]:
     if not len(train):
         raise DataError("linear probe: there is no labelled training sample")
     if bool((train.labels < 0).any()):

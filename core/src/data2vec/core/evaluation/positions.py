@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.errors import DataError
-from data2vec.core.evaluation.features import Features
+from data2vec.core.evaluation.features import Pooled
 
 PER_SAMPLE = 16  # positions taken of each sample: neighbours are alike, so more samples say more than more positions
 
@@ -27,8 +27,8 @@ def position_features(
     max_positions: int,
     seed: int = 0,
     device: torch.device | str = "cpu",
-) -> dict[str, Features] | None:
-    """Features of labelled positions, of each sample ``PER_SAMPLE`` at random (the same for every encoder).
+) -> dict[str, Pooled] | None:
+    """Pooled of labelled positions, of each sample ``PER_SAMPLE`` at random (the same for every encoder).
 
     Args:
         encoders: functions from a batch to (B, T, D), by name.
@@ -68,7 +68,7 @@ def position_features(
         return None
     with torch.inference_mode(False):  # the probe differentiates functions of these tensors
         together = torch.cat(labels)
-        return {name: Features(torch.cat(chunks), together) for name, chunks in parts.items()}
+        return {name: Pooled(torch.cat(chunks), together) for name, chunks in parts.items()}
 
 
 def _choose(labels: Tensor, generator: torch.Generator) -> Tensor:

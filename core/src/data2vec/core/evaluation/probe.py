@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from data2vec.core.errors import ConfigError, DataError
-from data2vec.core.evaluation.features import Features
+from data2vec.core.evaluation.features import Pooled
 from data2vec.core.evaluation.knn import knn_accuracy
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy
 from data2vec.core.evaluation.rank import effective_rank, spread
@@ -112,8 +112,8 @@ def check_tasks(tasks: tuple[str, ...]) -> None:
 
 
 def evaluate(
-    features_train: Mapping[str, Features],
-    features_test: Mapping[str, Features],
+    features_train: Mapping[str, Pooled],
+    features_test: Mapping[str, Pooled],
     config: EvaluationConfig,
     progress: Callable[[str], None] | None = None,
     *,
@@ -169,14 +169,14 @@ def evaluate(
     )
 
 
-def _majority(test: Features) -> float:
+def _majority(test: Pooled) -> float:
     return float(torch.bincount(test.labels).max()) / len(test)
 
 
 def with_positions(
     table: EvaluationResult,
-    train: Mapping[str, Features] | None,
-    test: Mapping[str, Features] | None,
+    train: Mapping[str, Pooled] | None,
+    test: Mapping[str, Pooled] | None,
     progress: Callable[[str], None] | None = None,
     *,
     seed: int = 0,
@@ -214,8 +214,8 @@ def with_positions(
 
 def _linear(
     row: Row,
-    train: Features,
-    test: Features,
+    train: Pooled,
+    test: Pooled,
     config: EvaluationConfig,
     notes: list[str],
     report: Callable[[str], None],

@@ -26,7 +26,7 @@ from data2vec.core.settings import rules
 from data2vec.core.settings.fields import Experiment, Recipe
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import hints
-from data2vec.core.settings.tree import differences, flatten, load, plain, sections, settings_of, to_yaml, tree
+from data2vec.core.settings.tree import differences, flatten, parse, plain, sections, settings_of, to_yaml, tree
 
 __all__ = ["apply_overrides", "differences", "flatten", "from_yaml", "to_yaml", "tree", "validate"]
 
@@ -84,7 +84,7 @@ def from_yaml(source: str | Path, kind: type[Recipe] = Experiment) -> Recipe:
             source = read_file(source).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError([f"{name}: cannot be read ({error})"]) from error
-    content = load(source, name)
+    content = parse(source, name)
     if not isinstance(content, dict):
         raise ConfigError([f"{name}: expected settings (key: value), found {type(content).__name__}"])
     recipe, problems = _with_modalities(content, kind)
@@ -148,7 +148,7 @@ def _read(text: str, hint: Any) -> Any:
     if not text.strip():
         return text
     try:
-        value = load(text, "value")
+        value = parse(text, "value")
     except ConfigError:
         return text
     return text if is_text and not isinstance(value, str) else value

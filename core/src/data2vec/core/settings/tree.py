@@ -153,7 +153,7 @@ def to_yaml(recipe: Recipe) -> str:
     return dump(tree(recipe))
 
 
-def load(text: str, source: str) -> Any:
+def parse(text: str, source: str) -> Any:
     """Plain values from YAML text. ``source`` names the text in messages.
 
     Raises:

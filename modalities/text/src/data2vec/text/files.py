@@ -154,7 +154,7 @@ def class_names(parts: Iterable[TextPart], documents: Documents) -> tuple[str, .
 
 
 @dataclass(frozen=True)
-class TextEncoder:
+class PartEncoder:
     """Turns a part into samples; picklable, so that workers may run it.
 
     Args:

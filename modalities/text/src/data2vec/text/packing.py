@@ -49,7 +49,7 @@ def pack(documents: Iterable[Ids], packing: Packing, *, block: int, bos: int, eo
     return _blocks(_joined(filled, eos), block, bos, eos)
 
 
-def unpack(blocks: Sequence[Ids], *, eos: int) -> Iterator[Ids]:
+def documents_in(blocks: Sequence[Ids], *, eos: int) -> Iterator[Ids]:
     """The documents (n,) that :func:`pack` put into blocks, across them.
 
     The inverse of ``across``. Of ``within`` it gives one document in the same way, all of whose blocks are given.

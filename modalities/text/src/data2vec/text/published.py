@@ -87,32 +87,32 @@ _IGNORED_TRANSFORMERS = re.compile(
 )
 
 
-class Place(NamedTuple):
+class Slot(NamedTuple):
     """Where a tensor belongs: our name, and which third of it where queries, keys and values are apart there."""
 
     name: str
     part: int | None = None
 
 
-def our_place(name: str) -> Place | None:
+def our_place(name: str) -> Slot | None:
     """The place of a released tensor in a model; None where it has none."""
     for pattern, ours in _HEADS:
         if match := re.fullmatch(pattern, name):
-            return Place(match.expand(ours))
+            return Slot(match.expand(ours))
     return _encoder_place(name, _RELEASED_EMBEDDING, _RELEASED_BLOCKS)
 
 
-def _encoder_place(name: str, embedding: str, blocks: Iterable[tuple[str, dict[str, str], str]]) -> Place | None:
+def _encoder_place(name: str, embedding: str, blocks: Iterable[tuple[str, dict[str, str], str]]) -> Slot | None:
     if match := re.fullmatch(embedding, name):
-        return Place(f"student.{_EXTRACTOR}.{_EMBEDDING[match[1]]}.{match[2]}")
+        return Slot(f"student.{_EXTRACTOR}.{_EMBEDDING[match[1]]}.{match[2]}")
     for pattern, inside, ours in blocks:
         if match := re.fullmatch(pattern, name):
             module, _, kind = match[2].rpartition(".")
             prefix = f"student.{ours}.{match[1]}"
             if module in _QKV and kind in ("weight", "bias"):
-                return Place(f"{prefix}.attention.qkv.{kind}", _QKV[module])
+                return Slot(f"{prefix}.attention.qkv.{kind}", _QKV[module])
             if module in inside and kind in ("weight", "bias"):
-                return Place(f"{prefix}.{inside[module]}.{kind}")
+                return Slot(f"{prefix}.{inside[module]}.{kind}")
     return None
 
 
@@ -150,7 +150,7 @@ def transformers_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return named
 
 
-def _joined(state: Mapping[str, Tensor], places: Mapping[str, Place | None], wanted: str) -> dict[str, Tensor]:
+def _joined(state: Mapping[str, Tensor], places: Mapping[str, Slot | None], wanted: str) -> dict[str, Tensor]:
     """Tensors by our names, with queries, keys and values joined and positions beginning as ours."""
     unknown = [name for name, place in places.items() if place is None]
     if unknown:

@@ -19,7 +19,7 @@ from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.data.shards.source import Source
 from data2vec.core.errors import DataError
 from data2vec.text import files
-from data2vec.text.files import Document, Documents, TextEncoder, TextPart, read_documents
+from data2vec.text.files import Document, Documents, PartEncoder, TextPart, read_documents
 from data2vec.text.packing import Packing
 from data2vec.text.sources import TextFile, UnusableFileError, find_text, unpack
 from data2vec.text.tokenizer import FILE_NAME, Tokenizer, train_bpe
@@ -64,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         parts = files.cut_into_parts(found, documents, _part_size(found, packing is Packing.ACROSS, arguments.block))
         tokenizer = _tokenizer(arguments, parts, documents)
         classes = files.class_names(parts, documents) if packing is Packing.WITHIN else ()
-        encode = files.TextEncoder(tokenizer, arguments.block, packing, documents, classes)
+        encode = files.PartEncoder(tokenizer, arguments.block, packing, documents, classes)
         settings = f"{arguments.block} {packing} {documents} {hashlib.sha256(tokenizer.content).hexdigest()}"
         beside = {FILE_NAME: tokenizer.content}
         samples = _estimate(parts, encode)
@@ -124,7 +124,7 @@ def _texts(parts: Sequence[TextPart], documents: Documents) -> Iterator[str]:
                 yield one.text
 
 
-def _estimate(parts: Sequence[TextPart], encode: TextEncoder) -> int:
+def _estimate(parts: Sequence[TextPart], encode: PartEncoder) -> int:
     """About how many samples all parts make, from some of them."""
     chosen = np.linspace(0, len(parts) - 1, min(_PROBED, len(parts))).round().astype(int)
     made = sum(len(encode(parts[number]).samples) for number in chosen)

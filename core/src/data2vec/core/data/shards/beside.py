@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from data2vec.core.data.shards.opened import ShardSet
-from data2vec.core.data.shards.remote.address import beside as beside_url
-from data2vec.core.data.shards.remote.address import is_url
+from data2vec.core.data.shards.remote.address import is_url, sibling
 from data2vec.core.errors import ConfigError, DataError
 from data2vec.core.files import read_file, write_atomically
 from data2vec.core.modality import Modality
@@ -30,7 +29,7 @@ def beside(shards: ShardSet, names: tuple[str, ...]) -> dict[str, bytes]:
 
 
 def _place(location: str, name: str) -> str:
-    return beside_url(location, name) if is_url(location) else os.path.join(os.path.dirname(location), name)
+    return sibling(location, name) if is_url(location) else os.path.join(os.path.dirname(location), name)
 
 
 def _read(shards: ShardSet, location: str) -> bytes | None:

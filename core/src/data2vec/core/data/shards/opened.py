@@ -16,7 +16,7 @@ from typing import TypeVar
 from data2vec.core.data.shards.index import INDEX_NAME, ForeignIndexError, ShardIndex, ShardInfo
 from data2vec.core.data.shards.inputs import Inputs, check_share, unusable
 from data2vec.core.data.shards.locate import resolve
-from data2vec.core.data.shards.remote.address import beside, is_url, url_name
+from data2vec.core.data.shards.remote.address import is_url, sibling, url_name
 from data2vec.core.data.shards.remote.cache import ShardCache
 from data2vec.core.data.shards.remote.patience import stopped_by
 from data2vec.core.data.shards.tar import scan
@@ -182,7 +182,7 @@ def _name(location: str) -> str:
 
 def _place(location: str) -> str:
     """The path or URL of the index that would list a shard."""
-    return beside(location, INDEX_NAME) if is_url(location) else os.path.join(os.path.dirname(location), INDEX_NAME)
+    return sibling(location, INDEX_NAME) if is_url(location) else os.path.join(os.path.dirname(location), INDEX_NAME)
 
 
 def _indexes(locations: Iterable[str], cache: ShardCache) -> dict[str, ShardIndex]:

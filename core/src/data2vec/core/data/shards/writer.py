@@ -22,7 +22,7 @@ from webdataset.writer import TarWriter
 from data2vec.core.data.shards.index import ShardIndex, ShardInfo, add_to_index, prefixed
 from data2vec.core.data.shards.tar import is_pickled
 from data2vec.core.errors import ConfigError, DataError
-from data2vec.core.files import commit, temporary_name
+from data2vec.core.files import replace_durably, temporary_name
 from data2vec.core.modality import Modality
 
 __all__ = ["ShardFile", "ShardIndex", "ShardInfo", "ShardWriter", "measure_of"]
@@ -123,7 +123,7 @@ class ShardFile:
             self._file.flush()
             os.fsync(self._file.fileno())
             self._file.close()
-            commit(self._temporary, self.path)
+            replace_durably(self._temporary, self.path)
         except OSError as error:
             raise _write_error(self.path, error) from None
         digest = self._hashed.sha256.hexdigest()

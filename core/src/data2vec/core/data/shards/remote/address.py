@@ -32,7 +32,7 @@ def url_name(url: str) -> str:
     return url.rpartition("/")[2]
 
 
-def beside(url: str, name: str) -> str:
+def sibling(url: str, name: str) -> str:
     """Where a file of the same folder is; a query (an access token) is kept."""
     if protocol(url) in HTTP:
         parts = urllib.parse.urlsplit(url)
