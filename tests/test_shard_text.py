@@ -17,6 +17,7 @@ from data2vec.core.settings.fields import DataConfig
 from data2vec.core.testing import load_module
 from data2vec.text import Text
 from data2vec.text.loader import unpack_ids
+from data2vec.text.packing import documents_in
 from data2vec.text.tokenizer import Tokenizer
 
 TOOL = Path(__file__).parents[1] / "tools" / "shard.py"
