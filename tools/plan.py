@@ -95,7 +95,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Everything that is printed."""
+    """The plan that is printed."""
 
     experiment: Experiment
     trace: Trace

@@ -282,7 +282,7 @@ def _share(text: str) -> float:
 
 
 def _command_of(modality: str) -> Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]:
-    """What declares the arguments of a modality's command, and returns how its files become samples."""
+    """Find the function that declares the arguments of a modality's command."""
     command: Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]
     command = importlib.import_module(f"data2vec.{modality}.sharding").add_arguments
     return command

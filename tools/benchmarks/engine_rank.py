@@ -1,4 +1,4 @@
-"""What one rank of the engine benchmark does; processes load this file by its place, so it imports core alone."""
+"""One rank of the engine benchmark; processes load this file by its place, so it imports core alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark found, as a table and as JSON."""
+"""The result of a benchmark, as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Result:
 
 
 def machine() -> dict[str, Any]:
-    """What a figure depends on: processor, cores that may be used, GPU, versions."""
+    """Describe what a figure depends on: processor, cores that may be used, GPU, versions."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {

@@ -71,7 +71,7 @@ Rates = Callable[[bool], Rate]
 
 
 def plan_settings(experiment: Experiment, trace: Trace, gpus: int, changes: tuple[str, ...] = ()) -> Settings:
-    """What each rank does of the recipe.
+    """Settle what each rank does of the recipe.
 
     Raises:
         ConfigError: the batch cannot be shared by so many.

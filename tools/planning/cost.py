@@ -1,4 +1,4 @@
-"""What an update costs under each engine: bytes that a rank sends, and seconds.
+"""The cost of an update under each engine: bytes that a rank sends, and seconds.
 
 The bytes are those of ring algorithms over what the engines exchange (a test counts it on two ranks): sums of gradients
 and parameters in fp32, whatever the precision. Nothing is taken to overlap, because the engines exchange when backward
@@ -36,7 +36,7 @@ class Volume:
 
 
 def volume(trace: Trace, stage: int, world: int, engine: EngineConfig, passes: int) -> Volume:
-    """What is exchanged in an update of ``passes`` forward passes on each rank.
+    """Count what is exchanged in an update of ``passes`` forward passes on each rank.
 
     Stage 2 and 3 exchange gradients in every pass, because no rank has room for all of them; the others once. Stages 1
     and 2 sum gradients on every rank and keep a part; stage 3 scatters them. Stage 3 gathers student and teacher in
@@ -62,7 +62,7 @@ def update_bytes(trace: Trace, stage: int, world: int) -> float:
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one GPU is: seconds of a sample's forward and backward in plain torch, and of an update.
+    """The rate of one GPU: seconds of a sample's forward and backward in plain torch, and of an update.
 
     ``source``: one line that says where that is from. ``samples``: of the pass that was measured, None for a
     prediction.

@@ -1,4 +1,4 @@
-"""What a rank allocates under each engine, term by term, from the sizes of a model's tensors.
+"""The memory of a rank under each engine, term by term, from the sizes of a model's tensors.
 
 Everything that lasts is fp32: autocast makes what is bf16. The terms are what the engines of this repository and
 DeepSpeed 0.19 allocate, with the settings that ``data2vec.core.engines.zero`` gives; a test compares them with what
@@ -71,7 +71,7 @@ def memory(
 
 
 def _replicated(trace: Trace, stage: int, world: int, bucket: int, activations: int) -> Memory:
-    """Everything on every rank; gradients are copied together to be summed."""
+    """Count everything on every rank; gradients are copied together to be summed."""
     size = trace.trained
     packed = min(size, _ALLREDUCE if stage == 0 else bucket + _largest(trace))
     return Memory(

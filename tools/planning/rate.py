@@ -1,4 +1,4 @@
-"""How fast one GPU runs a recipe: from a measurement, or predicted from its arithmetic."""
+"""The rate at which one GPU runs a recipe: from a measurement, or predicted from its arithmetic."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def from_file(file: Path, trace: Trace, experiment: Experiment, *, checkpointing
 
 
 def _more(trace: Trace, experiment: Experiment, checkpointing: bool) -> float:
-    """What a plan's checkpointing adds to what was measured with the recipe's own setting."""
+    """Add what a plan's checkpointing adds to what was measured with the recipe's own setting."""
     return _work(trace, checkpointing) / _work(trace, experiment.train.activation_checkpointing)
 
 

@@ -1,4 +1,4 @@
-"""What one forward and backward pass keeps and computes, found without a GPU and without weights.
+"""The tensors and the arithmetic of one forward and backward pass, found without a GPU and without weights.
 
 The recipe's model is built and run on torch's meta device, where tensors have shapes and no values: ViT-L takes a
 second. What a GPU does otherwise is imitated: bf16 autocast casts what CUDA's does, attention keeps what the fused
@@ -218,7 +218,7 @@ def _key(value: Tensor) -> int:
 
 
 class _LikeCuda(TorchFunctionMode):
-    """What CUDA kernels and CUDA's autocast keep, on the meta device.
+    """The behaviour of CUDA kernels and CUDA's autocast, on the meta device.
 
     ``casts``: bf16 copies of weights, which autocast makes once for a pass. ``flops``: of attention.
     """

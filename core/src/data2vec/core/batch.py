@@ -1,4 +1,4 @@
-"""What moves between a shard and the model.
+"""Samples and batches, which move between a shard and the model.
 
 Shapes: B samples of a batch; the rest depends on the modality.
 """

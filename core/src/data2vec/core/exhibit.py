@@ -1,4 +1,4 @@
-"""What a modality shows of itself: baselines for probes, pictures for the report, sample data, random input.
+"""The exhibit of a modality: baselines for probes, pictures for the report, sample data, random input.
 
 Nothing of it is needed to train.
 """
@@ -26,7 +26,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Illustrations:
-    """What a modality draws its panels from: a few evaluation samples as the trained model sees them.
+    """The material of a modality's panels: a few evaluation samples as the trained model sees them.
 
     ``batch``: B samples. ``mask``: (B, M, T) as in training. ``features``: (B, T, D) of the teacher, mean of the
     top K layers. ``shape``: the grid of the T positions.
@@ -51,7 +51,7 @@ class RandomInput:
 
 
 class Exhibit:
-    """What a modality shows. Each of them derives one and supplies what it has."""
+    """The things that a modality shows. Each of them derives one and supplies what it has."""
 
     # The row of an evaluation for the mean of the extractor's output (a bag of embeddings); None: no such row.
     extractor_name: ClassVar[str | None] = None

@@ -20,7 +20,7 @@ def read_file(path: Path) -> bytes:
 
 
 def temporary_name(path: Path) -> Path:
-    """Where ``path`` is written before it is renamed: hidden, in the same folder, not matched by ``*.tar``."""
+    """Name the file that becomes ``path`` once it is written: hidden, in the same folder, not matched by ``*.tar``."""
     return path.with_name(f".{path.name}.tmp")
 
 

@@ -1,4 +1,4 @@
-"""What a modality supplies to core: the one interface between them.
+"""The interface between core and a modality: its settings and the parts they describe.
 
 A modality package defines a frozen dataclass that derives from :class:`Modality`, holds its settings, and builds
 its parts. Core never asks which modality it holds.
@@ -80,7 +80,7 @@ class Modality(ModalitySettings):
         return None
 
     def student_inputs(self, batch: Batch, hidden: Tensor, *, seed: int, update: int) -> Tensor | None:
-        """What the student reads instead of ``batch.inputs``, where the input itself is masked; else None.
+        """Make what the student reads instead of ``batch.inputs``, where the input itself is masked; else None.
 
         Args:
             batch: B samples.

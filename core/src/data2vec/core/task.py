@@ -1,4 +1,4 @@
-"""What is trained: the one interface between a kind of training and the loop, the engines and the checkpoints.
+"""The task that is trained: the one interface between a kind of training and the loop, the engines and the checkpoints.
 
 Pretraining is a task; classification, CTC and others are tasks as well. The loop takes a batch from the data, lets the
 task prepare it, and gives it to the engine, which runs the task's forward and backward pass and its optimiser step.
@@ -26,7 +26,7 @@ Move = Callable[[Sequence[Tensor], Sequence[Tensor], float], None]
 
 
 class Prepared(Protocol):
-    """What a task makes of a batch: the inputs of its forward pass."""
+    """The inputs of a task's forward pass, made of a batch."""
 
     @property
     def count(self) -> int:
@@ -71,7 +71,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Step:
-    """What one forward pass gives, of this rank's samples.
+    """The result of one forward pass, of this rank's samples.
 
     ``total``: the loss summed over ``count``, with its gradient. ``losses``: the detached means of its parts.
     ``moments``: of the signals whose spread the task's :meth:`Task.vitals` judge.
@@ -179,7 +179,7 @@ class Task(nn.Module, ABC, Generic[P]):
         return {}
 
     def vitals(self) -> Sequence[Vital]:
-        """What the run is judged by, in the order in which data flows: the first that fails is the cause."""
+        """List what the run is judged by, in the order in which data flows: the first that fails is the cause."""
         return (LOSS,)
 
     def own_state(self) -> dict[str, Tensor]:

@@ -76,7 +76,10 @@ def save(folder: Path, update: int, checkpoint: Checkpoint, *, keep: int) -> Pat
 
 
 def unfinished(folder: Path, token: str) -> Path:
-    """Where the ranks write a checkpoint until it is complete; ``token`` is the same on all, and new each time."""
+    """Name the folder in which the ranks write a checkpoint until it is complete.
+
+    ``token`` is the same on all ranks, and new each time.
+    """
     return folder / f".writing-{token}"
 
 
@@ -170,7 +173,7 @@ def commit(writing: Path, update: int, state: Mapping[str, Any], *, world: int, 
 
 
 def failure(folder: Path, update: int, error: CheckpointError, writing: Path) -> CheckpointError:
-    """What to tell the user about an attempt that failed; removes what it left."""
+    """Make the error of an attempt that failed, and remove what it left."""
     shutil.rmtree(writing, ignore_errors=True)
     for pointer in ("latest", "best"):
         _unfinished(folder / pointer).unlink(missing_ok=True)

@@ -55,7 +55,7 @@ def list_files(folder: Path, wanted: Callable[[str], bool]) -> Listing:
 
 
 def count_left_out(left_out: Mapping[str, int]) -> str:
-    """What was left out, for people: the most frequent first."""
+    """Describe what was left out, the most frequent first."""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{count} {kind}" for kind, count in ordered)
 
@@ -99,7 +99,7 @@ def _is_above(path: Path, above: tuple[tuple[int, int], ...]) -> bool:
 
 
 def _kind(path: Path) -> str | None:
-    """What an entry is that cannot be a sample; a link without a target is for whoever reads it to name."""
+    """Tell what an entry is that cannot be a sample; a link without a target is for whoever reads it to name."""
     try:
         mode = path.stat().st_mode
     except OSError:

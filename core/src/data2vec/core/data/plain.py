@@ -28,7 +28,7 @@ _MOST_STRANGE = 0.1  # of a text's characters may be controls or none at all; of
 
 
 def packed_with(head: bytes) -> str | None:
-    """What a file is compressed with, by its first bytes: gzip, bzip2, xz, zstd, zip, lz4, 7-Zip; None: nothing."""
+    """Tell by its first bytes what a file is compressed with: gzip, bzip2, xz, zstd, zip, lz4, 7-Zip; None: nothing."""
     return next((name for magic, (name, _) in _PACKED.items() if head.startswith(magic)), None)
 
 

@@ -20,7 +20,7 @@ _NO_TASKS = 0xFFFFFFF0  # SLURM numbers what is no step of tasks (a batch script
 
 @dataclass(frozen=True)
 class Place:
-    """Where a process stands among those that a launcher started: ``launched`` is false where none did."""
+    """The place of a process among those that a launcher started: ``launched`` is false where none did."""
 
     rank: int = 0
     world: int = 1
@@ -90,7 +90,7 @@ _UNSIZED = ("PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE", "MP_CHILD")
 
 
 def place(environment: Mapping[str, str] = os.environ) -> Place:
-    """Where this process stands.
+    """Find where this process stands.
 
     Raises:
         ConfigError: a number that is none, or a launcher that does not say enough.
@@ -129,7 +129,7 @@ def local_world(environment: Mapping[str, str] = os.environ) -> int | None:
 
 
 def host_of_rank_0(environment: Mapping[str, str] = os.environ) -> str:
-    """Where the ranks meet: MASTER_ADDR, or what follows from the launcher's variables.
+    """Find where the ranks meet: MASTER_ADDR, or what follows from the launcher's variables.
 
     Raises:
         ConfigError: nothing says it.

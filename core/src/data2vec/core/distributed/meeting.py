@@ -1,4 +1,4 @@
-"""How ranks find each other, in the open: what is waited for is said, and Ctrl-C and SIGTERM are obeyed meanwhile.
+"""The meeting of ranks, in the open: what is waited for is said, and Ctrl-C and SIGTERM are obeyed meanwhile.
 
 PyTorch's own rendezvous waits in C++, silently and deaf to signals. Here the store of rank 0 is asked in short calls,
 and what can only block (the sockets between all ranks) runs in a thread.
@@ -64,7 +64,7 @@ def _interruptible(function: Callable[[], T], seconds: float) -> T:
 
 
 class Meeting:
-    """Where and how long the ranks of a run wait for each other.
+    """The place where the ranks of a run wait for each other, and how long.
 
     Args:
         here: this rank.

@@ -173,7 +173,7 @@ def leave() -> None:
 
 @contextlib.contextmanager
 def peers_alive() -> Iterator[None]:
-    """What communicates, at any depth: an error because another rank is gone becomes one of ours.
+    """Guard what communicates, at any depth: an error because another rank is gone becomes one of ours.
 
     Raises:
         RankLostError: another rank has ended, or does not answer.

@@ -1,1 +1,1 @@
-"""What runs a task: forward and backward, gradient exchange, the optimiser's step, and its state."""
+"""Engines, which run a task: forward and backward, gradient exchange, the optimiser's step, and its state."""

@@ -1,4 +1,4 @@
-"""What the training loop asks of whatever runs the model: forward and backward, a step, and its state."""
+"""The engine as the training loop knows it: forward and backward, a step, and its state."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def compile_blocks(task: Task[Any], switch: Switch, device: torch.device) -> boo
 
 
 def shared_out(tensors: Mapping[str, Tensor], rank: int, world: int) -> Shares:
-    """What one rank saves of tensors that all ranks hold: each tensor once, about equally many bytes each."""
+    """Choose what one rank saves of tensors that all ranks hold: each tensor once, about equally many bytes each."""
     load = [0] * world
     mine: dict[str, Tensor | Piece] = {}
     for name, value in sorted(tensors.items(), key=lambda item: (-item[1].numel(), item[0])):

@@ -125,7 +125,7 @@ class DeepSpeedEngine(Engine):
         self._check_pairs()
 
     def _check_pairs(self) -> None:
-        """What the average relies on; assertions, because only a change of DeepSpeed can break it."""
+        """Check what the average relies on; assertions, because only a change of DeepSpeed can break it."""
         assert all(not mine.requires_grad for _, mine, _ in self._pairs)
         assert all(value.dtype == torch.float32 for _, mine, theirs in self._pairs for value in (mine, theirs))
         if self.stage == 3:
@@ -250,7 +250,7 @@ class DeepSpeedEngine(Engine):
         return mine
 
     def _shard(self, parameter: Any) -> tuple[int, int]:
-        """Where this rank's shard begins in the flattened parameter, and its elements without padding."""
+        """Find where this rank's shard begins in the flattened parameter, and its elements without padding."""
         size = parameter.ds_tensor.ds_numel
         start = self.ranks.rank * size
         return start, max(0, min(size, parameter.ds_numel - start))

@@ -1,1 +1,1 @@
-"""What representations are worth: frozen features, kNN, linear probes, effective rank."""
+"""Judgement of representations: frozen features, kNN, linear probes, effective rank."""

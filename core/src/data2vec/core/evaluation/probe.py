@@ -23,7 +23,7 @@ FEW_LABEL_DRAWS = 5
 
 @dataclass(frozen=True)
 class Row:
-    """What one encoder scores. Accuracies are shares (0 to 1), None where not measured.
+    """The scores of one encoder. Accuracies are shares (0 to 1), None where not measured.
 
     ``linear_few`` and ``linear_few_std``: mean and standard deviation over class-balanced draws. ``rank``: effective
     rank of ``dims`` dimensions; ``spread``: standard deviation over samples, mean of the dimensions. ``positions``: a

@@ -1,4 +1,4 @@
-"""How many dimensions a representation uses: a check on collapse that needs no labels.
+"""The effective rank, the number of dimensions that a representation uses: a check on collapse that needs no labels.
 
 Shapes: N samples, D width.
 """

@@ -60,7 +60,7 @@ class Alibi(AttentionBias):
 def attention_mask(
     bias: Tensor | None, padding: Tensor | None, visible: Tensor | None, *, prefix: int, dtype: torch.dtype
 ) -> Tensor | None:
-    """What scaled_dot_product_attention takes: the bias at the visible positions, minus infinity at padded keys.
+    """Make the mask of scaled_dot_product_attention: the bias at the visible positions, minus infinity at padded keys.
 
     Args:
         bias: (1, H, P + T, P + T) or None.

@@ -23,7 +23,7 @@ from data2vec.core.settings.fields import LayerOutput
 
 @dataclass(frozen=True)
 class Tokens:
-    """What an extractor returns: features of the whole, unmasked input.
+    """Features of the whole, unmasked input, as an extractor returns them.
 
     ``x``: (B, T, D). ``shape``: the grid of positions, (T,) or (height, width). ``padding``: (B, T) bool, true on
     padding, or None where there is none. ``positions``: (1 or B, T, D), the part of ``x`` that depends on the position
@@ -110,7 +110,7 @@ class Frontend(nn.Module):
 
 @dataclass(frozen=True)
 class View:
-    """What a row shows of its sample to the blocks.
+    """The part of a sample that a row shows to the blocks.
 
     ``visible``: (N, V) positions in order. ``filler``: (N, V) bool, where ``visible`` only fills up a row; None where
     nowhere. Nothing attends to these.

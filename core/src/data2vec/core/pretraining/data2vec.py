@@ -41,7 +41,7 @@ _LOWER_RATE = "lower optim.lr, raise optim.warmup, or clip gradients (optim.clip
 
 
 def vitals(train: TrainConfig) -> tuple[Vital, ...]:
-    """What pretraining is judged by: the student's features, the targets, the predictions and the loss."""
+    """List what pretraining is judged by: the student's features, the targets, the predictions and the loss."""
     return (
         Vital("extractor_spread", "extractor", _LOWER_RATE),
         Vital(
@@ -245,7 +245,7 @@ class Data2Vec(Task[Masked]):
         return loss.mean()
 
     def followers(self) -> list[tuple[str, Tensor, Tensor]]:
-        """What the teacher averages."""
+        """Pair what the teacher averages with what it follows."""
         return self.teacher.averaged(self.student)
 
     def after_step(self, update: int, move: Move = lerp) -> None:

@@ -1,4 +1,4 @@
-"""What the student regresses: the normalised mean of the teacher's top layers (paper 1, section 3.3).
+"""The targets that the student regresses: the normalised mean of the teacher's top layers (paper 1, section 3.3).
 
 Shapes: B samples, T positions, D channels, K layers.
 """

@@ -104,7 +104,7 @@ class Teacher(nn.Module):
             mine.copy_(theirs)
 
     def _shared_modules(self) -> list[nn.Module]:
-        """What the student trains: in evaluation mode while the teacher uses it."""
+        """List what the student trains: in evaluation mode while the teacher uses it."""
         return [module for name, module in self.named_modules() if name in self._shared]
 
     @torch.no_grad()

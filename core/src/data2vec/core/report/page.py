@@ -26,7 +26,7 @@ _LEGEND_LIMIT = 40
 
 @dataclass(frozen=True)
 class Report:
-    """What a page shows; anything may be missing.
+    """The contents of a page; anything may be missing.
 
     ``title``; ``subtitle``: what ran, in one line. ``config``: settings by section, values plain or nested.
     ``history``: the lines of ``metrics.jsonl``. ``thresholds``: values of a metric below which the run stops

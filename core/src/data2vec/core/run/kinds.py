@@ -19,7 +19,7 @@ from data2vec.core.training.progress import Progress
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a task on ``device``, the data it is trained on and the data that it is judged by."""
+    """A task on ``device``, the data it is trained on and the data that it is judged by."""
 
     recipe: Recipe
     task: Task[Any]

@@ -1,4 +1,4 @@
-"""What a run reads: sample data where none is named, the shards of each modality, the files beside them."""
+"""The data that a run reads: sample data where none is named, the shards of each modality, the files beside them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run continues from, and which of its settings may have changed since."""
+"""The checkpoint that a run continues from, and the settings that may have changed since."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _refusal(place: Path, changed: list[str], with_new_end: bool) -> str:
 
 
 def _notice(old: Recipe, new: Recipe, update: int, place: Path) -> str:
-    """What changes for a run that continues to another end.
+    """Say what changes for a run that continues to another end.
 
     Raises:
         CheckpointError: the run is past it.

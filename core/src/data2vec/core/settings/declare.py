@@ -1,4 +1,4 @@
-"""How a setting is declared: its default, its range and whether a run may go on with another value, in one place.
+"""The declaration of a setting: its default, its range and whether a run may go on with another value.
 
     lr: float = setting(5e-4, POSITIVE)
     keep: int = setting(2, at_least(1), Free.YES)
@@ -72,7 +72,7 @@ MEMBER = matching(
 
 @dataclass(frozen=True)
 class Declared:
-    """What stands beside a field."""
+    """The rule and the freedom that stand beside a field."""
 
     rule: Rule | None = None
     free: Free = Free.NO
@@ -91,6 +91,6 @@ def section(kind: Callable[[], T], free: Free = Free.NO) -> T:
 
 
 def declared(field: dataclasses.Field[Any]) -> Declared:
-    """What stands beside a field of a dataclass."""
+    """Find what stands beside a field of a dataclass."""
     found: Declared = field.metadata.get(_DECLARED, Declared())
     return found

@@ -33,14 +33,14 @@ from data2vec.core.settings.schema import replaced
 
 
 class NormOrder(StrEnum):
-    """Where a Transformer block normalises: before each sub-layer, or after each residual sum."""
+    """The place where a Transformer block normalises: before each sub-layer, or after each residual sum."""
 
     PRE = "pre"
     POST = "post"
 
 
 class TargetNorm(StrEnum):
-    """How a teacher layer, or the mean of the layers, is normalised; none has learned parameters.
+    """The normalisation of a teacher layer, or of the mean of the layers; none has learned parameters.
 
     ``layer``: over channels of each position. ``instance``: over the positions of each sample, per channel.
     ``batch``: over all positions of the batch, per channel.
@@ -53,7 +53,7 @@ class TargetNorm(StrEnum):
 
 
 class LayerOutput(StrEnum):
-    """What a block contributes to the target: its feed-forward sub-layer before the residual, or its output."""
+    """The part of a block that goes into the target: its feed-forward sub-layer before the residual, or its output."""
 
     FEED_FORWARD = "feed_forward"
     BLOCK = "block"
@@ -67,7 +67,7 @@ class StudentSees(StrEnum):
 
 
 class TeacherShares(StrEnum):
-    """What the teacher takes from the student instead of averaging it.
+    """The parts that the teacher takes from the student instead of averaging them.
 
     ``nothing``; the feature ``extractor``; that and the ``positions`` computed from its features; or the whole
     ``frontend`` (also prefix tokens, input norm and modality blocks), so that only the shared Transformer and its
@@ -284,7 +284,7 @@ class EngineKind(StrEnum):
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What runs the model on one or many ranks; none of it changes what is computed, so a run may go on with another.
+    """The engine of one or many ranks; none of it changes what is computed, so a run may go on with another.
 
     Precision, accumulation and activation checkpointing are ``train.precision``, ``train.micro_batch`` and
     ``train.activation_checkpointing``, because every engine has them. The rest is for DeepSpeed.
@@ -325,7 +325,7 @@ def _no_modalities() -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What every task needs: the network, the data and how it is trained.
+    """The settings that every task needs: the network, the data and how it is trained.
 
     ``modalities`` maps a modality's name to its settings. In overrides and in ``config.yaml`` they stand at the top
     level under that name (``vision.mask.ratio=0.6``).
@@ -366,7 +366,7 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Recipe):
-    """Everything that defines a pretraining run."""
+    """The settings of a pretraining run."""
 
     task: ClassVar[str] = "pretraining"
     order: ClassVar[tuple[str, ...]] = (
@@ -383,7 +383,7 @@ class Experiment(Recipe):
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Recipe):
-    """Everything that defines the training of a pretrained encoder for a task with labels."""
+    """The settings of the training of a pretrained encoder for a task with labels."""
 
     task: ClassVar[str] = "fine-tuning"
     order: ClassVar[tuple[str, ...]] = (

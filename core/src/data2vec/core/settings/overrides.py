@@ -247,7 +247,7 @@ def _split(hint: Any) -> tuple[Any, bool]:
 
 
 def _prepared(value: Any, hint: Any) -> Any:
-    """What OmegaConf is to check, after conversions that it does not make; ``ValueError`` where none is possible."""
+    """Make the conversions that OmegaConf does not make; ``ValueError`` where none is possible."""
     kind, _ = _split(hint)
     if value == "???" and isinstance(value, str):
         raise ValueError  # OmegaConf's mark of a missing value
@@ -287,7 +287,7 @@ def _expected(hint: Any) -> str:
 
 
 def _unknown(key: str, known: Iterable[str]) -> str:
-    """What to say about a key that does not exist: the nearest that does."""
+    """Say of a key that does not exist which is the nearest that does."""
     inside = [name for name in known if name.startswith(f"{key}.")]
     if inside:
         return f"a group of settings; set one of them, such as {inside[0]}"

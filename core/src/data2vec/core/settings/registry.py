@@ -1,4 +1,4 @@
-"""What settings must know of a modality, and how its class is found by name."""
+"""The settings of a modality, and its class by name."""
 
 from __future__ import annotations
 

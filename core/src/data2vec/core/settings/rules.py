@@ -110,7 +110,7 @@ def _together(
 
 
 def _student(experiment: Experiment, name: str, modality: ModalitySettings) -> list[str]:
-    """What a modality must have for the way the student sees and the objective."""
+    """Check what a modality must have for the way the student sees and for the objective."""
     found = []
     kind = modality.predictor_config.kind
     if experiment.student_sees is StudentSees.VISIBLE and kind not in (PredictorKind.CONV1D, PredictorKind.CONV2D):

@@ -107,7 +107,7 @@ def freedom(recipe: Recipe, key: str) -> Free:
 
 
 def modality_name_problems(recipe: Recipe) -> list[str]:
-    """What is wrong with the names under which the modalities stand, one line each."""
+    """List what is wrong with the names under which the modalities stand, one line each."""
     fields = {field.name for field in dataclasses.fields(recipe)}
     problems = []
     for name in recipe.modalities:

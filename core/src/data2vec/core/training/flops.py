@@ -1,4 +1,4 @@
-"""How much arithmetic a training step is, and how much of it the device can do."""
+"""The arithmetic of a training step, and the rate of the device."""
 
 from __future__ import annotations
 

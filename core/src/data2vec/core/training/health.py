@@ -74,7 +74,7 @@ class HealthCheck:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Give what a checkpoint keeps."""
         return {"low": {key: list(value) for key, value in self._low.items()}, "was_healthy": sorted(self._was_healthy)}
 
     def load_state(self, state: Mapping[str, Any], update: int) -> None:

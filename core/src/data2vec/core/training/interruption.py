@@ -19,7 +19,7 @@ _SAME_REQUEST = 5.0  # s
 
 
 class Interruption:
-    """What Ctrl-C and SIGTERM do while a run is active.
+    """The effect of Ctrl-C and SIGTERM while a run is active.
 
     The first one asks the training loop to save and stop; before and after training, where there is nothing to save,
     it raises ``KeyboardInterrupt``. Shards that are being fetched, here or by the loader's workers, are given up. The

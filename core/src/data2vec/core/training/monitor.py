@@ -25,7 +25,7 @@ from data2vec.core.training.health import HealthCheck
 
 @dataclass(frozen=True)
 class _Update:
-    """What an update reported on this rank: scalars, and moments of signals."""
+    """The report of an update on this rank: scalars, and moments of signals."""
 
     number: int
     modality: str

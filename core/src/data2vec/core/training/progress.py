@@ -1,4 +1,4 @@
-"""Where a run is, as its checkpoints hold it."""
+"""The position of a run, as its checkpoints hold it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Ending(StrEnum):
 
 @dataclass
 class Progress:
-    """Where a run is: applied updates, samples taken of each modality, seconds so far, highest ``keep_best`` score."""
+    """The position of a run: applied updates, samples of each modality, seconds so far, highest ``keep_best`` score."""
 
     update: int = 0
     positions: dict[str, int] = field(default_factory=dict)
@@ -49,7 +49,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that the next update depends on, as :meth:`Saver.start` takes it.
+    """The whole state that the next update depends on, as :meth:`Saver.start` takes it.
 
     ``files``: tensors that this rank saves. ``state``: what is no tensor and the same on every rank. ``local``: what is
     no tensor and this rank's own.

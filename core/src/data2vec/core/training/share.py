@@ -1,4 +1,4 @@
-"""How the batch of a recipe is shared by ranks: it stays the same, whatever their number."""
+"""The share that each rank has of a recipe's batch: it stays the same, whatever their number."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from data2vec.core.settings.fields import TrainConfig
 
 @dataclass(frozen=True)
 class Share:
-    """What one rank does of an update.
+    """The part of an update that one rank does.
 
     ``passes``: forward passes. ``micro_batch``: samples of one; 0 where ``train.micro_length`` decides. ``taken``: how
     far the update moves the position in the data of all ranks (samples, or batches of like length). ``parts``: ranks

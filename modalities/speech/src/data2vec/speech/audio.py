@@ -35,7 +35,7 @@ Waveform = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of itself: samples in time, channels, samples per second, and libsndfile's name of its kind."""
+    """The header of a file: samples in time, channels, samples per second, and libsndfile's name of its kind."""
 
     frames: int
     channels: int

@@ -40,7 +40,7 @@ class MaskKind(StrEnum):
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How much of a clip the student does not see: see :class:`data2vec.speech.masker.SpanMasker`.
+    """The part of a clip that the student does not see: see :class:`data2vec.speech.masker.SpanMasker`.
 
     ``ratio``: for ``span`` the length of all spans together, overlaps counted twice, as a share of the frames (a start
     at each frame with probability 0.065, times 10, hides about 49 %); for ``exact_span`` the share that is hidden.

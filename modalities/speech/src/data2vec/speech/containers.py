@@ -1,4 +1,4 @@
-"""What a sound file's container says of its own length, compared with the bytes that are there.
+"""The length that a sound file's container states, compared with the bytes that are there.
 
 libsndfile silently takes what a cut file still holds for the whole. :func:`complete` refuses such a file, and gives
 one whose writer never knew the length, because it wrote to a pipe or crashed, the length that it has.

@@ -38,7 +38,7 @@ _PHONEME = struct.Struct("<I8s")  # first sample, mnemonic
 
 @dataclass(frozen=True)
 class Utterance:
-    """What is said, and how: words per minute, pitch and its range from 0 to 99 (espeak-ng's default is 50)."""
+    """An utterance and its voice: words per minute, pitch and its range from 0 to 99 (espeak-ng's default is 50)."""
 
     text: str
     voice: str  # accent+variant, such as en-us+m3
@@ -176,7 +176,7 @@ class _Synthesiser:
 
 
 def _short_folder() -> str | None:
-    """Where a link to the data gets a path short enough: not always in the default folder for temporary files."""
+    """Find where a link to the data gets a path short enough: not always in the default folder for temporary files."""
     for folder in (tempfile.gettempdir(), "/tmp", "/var/tmp"):
         if len(folder) < _LONGEST_PATH - 40 and os.access(folder, os.W_OK):
             return folder

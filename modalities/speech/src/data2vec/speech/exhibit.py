@@ -1,4 +1,4 @@
-"""What speech shows: spectra, pictures of masks and features, sample clips, random waveforms."""
+"""The exhibit of speech: spectra, pictures of masks and features, sample clips, random waveforms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CLIP_SECONDS = 15  # about the mean of LibriSpeech's longer clips, and what the
 
 
 class SpeechExhibit(Exhibit):
-    """What clips of some settings show."""
+    """The exhibit of clips of some settings."""
 
     raw_name: ClassVar[str] = "log-mel spectrum"
 

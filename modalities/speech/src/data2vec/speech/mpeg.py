@@ -1,4 +1,4 @@
-"""How long an mp3 file is: its frames, of which none says how many there are.
+"""The length of an mp3 file: its frames, of which none says how many there are.
 
 Encoders put a frame without sound in front that counts the others (Xing's). Where there is none libsndfile guesses the
 length from the first frame's size, and its guess is wrong wherever frames differ in size.
@@ -72,7 +72,7 @@ def _is_count(data: bytes, frame: _Frame) -> bool:
 
 
 def _sound(data: bytes) -> int:
-    """Where the tags in front of the first frame end."""
+    """Find where the tags in front of the first frame end."""
     position = 0
     while data.startswith(b"ID3", position) and position + 10 <= len(data):
         size = 0

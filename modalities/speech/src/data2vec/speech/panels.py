@@ -148,7 +148,7 @@ def _spectrogram(waveform: Tensor, share: float) -> Picture:
 
 
 def _at_columns(values: NDArray[Value], clip: _Clip, hop: int, offset: float) -> NDArray[Value]:
-    """What stands at a clip's frames (T, ...), at each pixel column of its spectrogram (W, ...).
+    """Take what stands at a clip's frames (T, ...) to each pixel column of its spectrogram (W, ...).
 
     ``offset``: samples from the beginning of the clip to where the first frame's hop begins, around its centre.
     """

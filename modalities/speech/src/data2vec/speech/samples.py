@@ -87,7 +87,7 @@ def write_speech_shards(folder: Path) -> None:
 
 
 def plan(prefix: str) -> list[Clip]:
-    """What is said in ``train`` or ``validation``, in random order: every variant says every word, and sentences."""
+    """List what ``train`` or ``validation`` says, in random order: every variant says every word, and sentences."""
     generator = np.random.default_rng([_SEED, list(_VARIANTS).index(prefix)])
     variants = _VARIANTS[prefix]
     clips = [

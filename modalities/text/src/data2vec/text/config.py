@@ -42,7 +42,7 @@ class MaskKind(StrEnum):
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How many tokens the student does not see, and what stands in their place.
+    """The tokens that the student does not see, and what stands in their place.
 
     ``length`` and ``adjust`` belong to ``span``, see :class:`data2vec.text.masker.SpanMasker`; ``random_share`` and
     ``kept_share`` to ``replace``, see :func:`data2vec.text.masker.corrupt`.

@@ -1,4 +1,4 @@
-"""What text shows: bags of tokens and embeddings, pictures of masks and neighbours, sample texts, random tokens."""
+"""The exhibit of text: bags of tokens and embeddings, pictures of masks and neighbours, sample texts, random tokens."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class TextExhibit(Exhibit):
-    """What texts of some settings show."""
+    """The exhibit of texts of some settings."""
 
     extractor_name: ClassVar[str | None] = "bag of embeddings"
     raw_name: ClassVar[str] = "bag of tokens"

@@ -27,7 +27,7 @@ _BLANK = re.compile(rb"\n[ \t\r]*\n")
 
 
 class Documents(StrEnum):
-    """What a document is in a plain file: a ``line``, what stands between ``blank`` lines, or the ``file``."""
+    """The unit that is a document in a plain file: a ``line``, what stands between ``blank`` lines, or the ``file``."""
 
     LINE = "line"
     BLANK = "blank"
@@ -74,7 +74,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Samples:
-    """What a part gives: (key, members) of each sample, a line for each document that was left out, and the number of
+    """The samples of a part: (key, members) of each, a line for each document that was left out, and the number of
     those that were not.
     """
 
@@ -207,7 +207,7 @@ class PartEncoder:
 
 
 def _ends(file: TextFile, documents: Documents, first: int, size: int) -> Iterator[int]:
-    """Where the spans of a file end: after the first document end that lies ``first`` (then ``size``) bytes on."""
+    """Find where the spans of a file end: after the first document end that lies ``first`` (then ``size``) bytes on."""
     try:
         total = file.path.stat().st_size
         if documents is Documents.FILE and not file.json:

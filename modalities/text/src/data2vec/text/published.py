@@ -88,7 +88,7 @@ _IGNORED_TRANSFORMERS = re.compile(
 
 
 class Slot(NamedTuple):
-    """Where a tensor belongs: our name, and which third of it where queries, keys and values are apart there."""
+    """The place of a tensor: our name, and which third of it where queries, keys and values are apart there."""
 
     name: str
     part: int | None = None

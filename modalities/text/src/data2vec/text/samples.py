@@ -144,7 +144,7 @@ def _shuffled_files(library: str) -> list[tuple[str, Path]]:
 
 
 def _root(library: str) -> Path | None:
-    """Where a library's source lies, found without importing it."""
+    """Find where a library's source lies, without importing it."""
     if library == "python":
         return Path(sysconfig.get_path("stdlib"))
     found = importlib.util.find_spec(library)

@@ -129,7 +129,7 @@ class Tokenizer:
         return text
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
-        r"""What to show for every id by itself; one after another they read as the text.
+        r"""List what to show for every id by itself; one after another they read as the text.
 
         Bytes that are only a part of a character stand as ``\xe2``.
         """

@@ -43,7 +43,7 @@ class MaskKind(StrEnum):
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How much of an image the student does not see, and in which shapes.
+    """The part of an image that the student does not see, and its shapes.
 
     ``min_block`` to ``min_aspect`` belong to ``block``, ``adjust`` and ``block`` to ``inverse_block``: see
     :class:`data2vec.vision.masker.BlockMasker` and :class:`data2vec.vision.masker.InverseBlockMasker`.

@@ -1,4 +1,4 @@
-"""What vision shows: raw pixels, pictures of masks and features, sample digits, random images."""
+"""The exhibit of vision: raw pixels, pictures of masks and features, sample digits, random images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RAW_SIZE = 32  # pixels along a side of the images that the raw-pixel row of an
 
 
 class VisionExhibit(Exhibit):
-    """What images of some settings show."""
+    """The exhibit of images of some settings."""
 
     raw_name: ClassVar[str] = "raw pixels"
 

@@ -24,7 +24,7 @@ _CLS_ENTRIES = 3  # of the bias table: from CLS to a patch, from a patch to CLS,
 
 
 class PatchInit(StrEnum):
-    """How the patch projection starts: see :func:`initialise_patches`."""
+    """The start of the patch projection: see :func:`initialise_patches`."""
 
     TRUNCATED_NORMAL = "truncated_normal"
     XAVIER = "xavier"

@@ -1,4 +1,4 @@
-"""What the bytes of an image mean: one way to pixels for training, evaluation, encoders and shards.
+"""Images from bytes: one way to pixels for training, evaluation, encoders and shards.
 
 Colour profiles are not applied.
 """

@@ -21,7 +21,7 @@ EXTENSIONS = tuple(MEMBERS)
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What happens to a training image, in this order; data2vec 1.0's augmentation follows BEiT's.
+    """The augmentation of a training image, in this order; data2vec 1.0's augmentation follows BEiT's.
 
     ``crop_scale``: smallest and largest share of the image that a random crop keeps before it is resized (aspect 3/4
     to 4/3, bicubic); null: the whole image is resized and its centre taken. ``translate``: a shift of up to so many

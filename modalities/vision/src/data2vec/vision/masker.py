@@ -116,7 +116,7 @@ class BlockMasker:
         sizes: _Sizes,
         bands: tuple[Words, Words],
     ) -> tuple[Words, NDArray[Any], NDArray[np.bool_]]:
-        """What each proposal would add: its new patches (L, A, R), how many (A, R), and whether that is acceptable."""
+        """Find each proposal's new patches (L, A, R), how many they are (A, R), and whether that is acceptable."""
         most = remaining
         if self.max_block is not None:
             most = np.minimum(remaining, min(self.max_block, np.iinfo(remaining.dtype).max))
@@ -204,7 +204,7 @@ class InverseBlockMasker:
         return torch.from_numpy(~visible).view(len(ids), self.masks, total).to(ids.device)
 
     def starts(self, total: int) -> int:
-        """How many centres are drawn on a grid of ``total`` positions."""
+        """Count the centres that are drawn on a grid of ``total`` positions."""
         return max(1, int(total * (1 - self.ratio + self.adjust) / self.block**2))
 
 

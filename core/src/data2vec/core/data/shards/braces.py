@@ -63,7 +63,7 @@ def _parts(pattern: str) -> Iterator[tuple[str, bool]]:
 
 
 def _options(text: str, depth: int) -> list[str]:
-    """What one pair of braces stands for."""
+    """List what one pair of braces stands for."""
     if match := _NUMBERS.fullmatch(text):
         first, last, step = match.groups()
         padded = any(number.lstrip("-").startswith("0") and number not in ("0", "-0") for number in (first, last))

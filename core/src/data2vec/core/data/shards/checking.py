@@ -175,7 +175,7 @@ def verify(
 
 
 def inputs_of(modality: str, member: str | None = None) -> Inputs | None:
-    """How a modality's inputs are found; None for one that is not installed."""
+    """Find how a modality's inputs are told; None for one that is not installed."""
     try:
         return Inputs.of(Modality.by_name(modality), member)
     except ConfigError:

@@ -18,7 +18,7 @@ _SHOWN = 3  # members that a problem names
 
 
 def last_ending(extension: str) -> str:
-    """What follows the last dot: ``jpg`` of ``input.jpg``."""
+    """Give what follows the last dot: ``jpg`` of ``input.jpg``."""
     return extension.rpartition(".")[2]
 
 

@@ -107,7 +107,7 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _nearest(path: str) -> str:
-    """What lies where the user looked: the content of the nearest folder that exists."""
+    """Describe what lies where the user looked: the content of the nearest folder that exists."""
     folder = os.path.abspath(path)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

@@ -36,7 +36,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class TarSample:
-    """Where one sample lies: for each extension (lower case) its byte offset in the file and its size.
+    """The place of one sample: for each extension (lower case) its byte offset in the file and its size.
 
     ``problem`` says why the sample cannot be used, None where it can.
     """

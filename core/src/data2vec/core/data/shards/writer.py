@@ -31,7 +31,7 @@ Measure = Callable[[Mapping[str, bytes]], int | None]  # the input length of a s
 
 
 def measure_of(modality: str) -> tuple[Measure, str]:
-    """How a modality's samples are measured, and the unit; for one that is not installed, not at all."""
+    """Find how a modality's samples are measured, and the unit; for one that is not installed, not at all."""
     try:
         kind = Modality.by_name(modality)
     except ConfigError:

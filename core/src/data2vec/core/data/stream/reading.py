@@ -27,7 +27,7 @@ _SHOWN = 3  # broken samples named in an error
 
 @dataclass(frozen=True)
 class Unreadable:
-    """What a worker returns instead of a batch it could not make; exceptions would arrive with a traceback as text.
+    """The result of a worker that could not make a batch; exceptions would arrive with a traceback as text.
 
     ``broken`` is set where the only reason is that every sample of the batch is broken.
     """

@@ -43,7 +43,7 @@ def is_full(error: BaseException) -> bool:
 
 
 def too_small(room: Room | None, batch: int, waiting: int) -> str:
-    """What is wrong and what to do.
+    """Say what is wrong and what to do.
 
     Args:
         room: of the shared memory.

@@ -93,7 +93,7 @@ def _load(
 
 
 def _received(dataset: ShardDataset, batches: Iterator[Any], workers: int) -> Iterator[Batch | Unreadable]:
-    """What workers hand over, with what is to be said of it."""
+    """Receive what workers hand over, with what is to be said of it."""
     size, waiting = 0, workers * _PREFETCH
     while True:
         try:

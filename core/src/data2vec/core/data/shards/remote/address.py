@@ -33,7 +33,7 @@ def url_name(url: str) -> str:
 
 
 def sibling(url: str, name: str) -> str:
-    """Where a file of the same folder is; a query (an access token) is kept."""
+    """Make the address of a file in the same folder; a query (an access token) is kept."""
     if protocol(url) in HTTP:
         parts = urllib.parse.urlsplit(url)
         return parts._replace(path=f"{parts.path.rpartition('/')[0]}/{name}").geturl()

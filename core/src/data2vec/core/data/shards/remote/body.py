@@ -1,4 +1,4 @@
-"""What a server answers with, whatever its protocol."""
+"""The answer of a server, whatever its protocol."""
 
 from __future__ import annotations
 

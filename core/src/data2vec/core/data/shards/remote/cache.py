@@ -31,7 +31,7 @@ class ShardCache:
     limits: Limits = field(default_factory=Limits)
 
     def small(self, url: str, parse: Callable[[bytes], T]) -> T | None:
-        """What ``parse`` makes of a small file, or None where the server has none. Nothing is kept of it.
+        """Fetch a small file and parse it; None where the server has none. Nothing is kept of it.
 
         Raises:
             DataError: the server cannot be reached, or ``parse`` refuses what it sends time and again.

@@ -89,7 +89,7 @@ def _request(url: str, offset: int, version: str) -> urllib.request.Request:
 
 
 def _extent(response: _Response, asked: int) -> tuple[int, int | None]:
-    """Where a body begins, and the size of the whole file."""
+    """Read where a body begins, and the size of the whole file."""
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("", "identity"):
         raise TroubleError(f"the server sends an encoded body ({encoding[:40]}); let it send the file as it is")

@@ -69,7 +69,7 @@ def _file_system(url: str, timeout: float) -> Any:
 
 
 def _judged(url: str, error: Exception) -> Exception:
-    """What an error of a library, which may be of any kind, means for another try."""
+    """Judge what an error of a library, which may be of any kind, means for another try."""
     problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, FileNotFoundError | PermissionError):
         return AbsentError(problem)

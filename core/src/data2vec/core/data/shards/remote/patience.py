@@ -99,7 +99,7 @@ class Helper:
             self._answers.put(answer)
 
     def call(self, function: Callable[[], T], idle: float, patience: Patience) -> T:
-        """What a call returns or raises; after an error of waiting, the helper is of no further use.
+        """Wait for what a call returns or raises; after an error of waiting, the helper is of no further use.
 
         Raises:
             TimeoutError: it takes longer than ``idle`` seconds.

@@ -88,7 +88,7 @@ class Store:
                 os.close(create(marker, _MARKER_TEXT))
 
     def stem(self, key: str, name: str) -> str:
-        """What a shard's files are called: ``key`` tells it from others, ``name`` is for people."""
+        """Name a shard's files: ``key`` tells it from others, ``name`` is for people."""
         digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=12).hexdigest()
         return f"{digest}-{re.sub(r'[^A-Za-z0-9._-]', '_', name.removesuffix('.tar'))[-80:]}"
 
@@ -233,7 +233,7 @@ class Store:
         return self._held("room", fcntl.LOCK_EX, time.sleep)
 
     def _survey(self, own: str = "") -> _Survey:
-        """What the shards of others than ``own`` take; what killed processes left is removed."""
+        """Add up what the shards of others than ``own`` take; what killed processes left is removed."""
         whole, used, here, fetching = [], 0, 0, 0
         for entry in sorted(entry.name for entry in os.scandir(self.path) if entry.name.endswith(".json")):
             name = entry.removesuffix(".json")
@@ -383,6 +383,6 @@ class Writing:
 
 
 def _names(stem: str) -> Iterator[str]:
-    """What a shard may be called: other names where others' files have the first."""
+    """List what a shard may be called: other names where others' files have the first."""
     yield stem
     yield from (f"{stem}~{number}" for number in range(1, _SLOTS))

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Limits:
-    """What a fetch may take.
+    """The limits of a fetch.
 
     ``idle``: seconds without an answer before a try is given up. ``seconds``: for one file, all tries together.
     ``largest``: bytes of a shard that no index describes. ``retries``: tries after the first, each after twice the
@@ -45,7 +45,7 @@ class _WrongError(Exception):
 
 
 def get_small(url: str, limits: Limits, parse: Callable[[bytes], T]) -> T | None:
-    """What ``parse`` makes of a small file, or None where the server has none.
+    """Fetch a small file and parse it; None where the server has none.
 
     Raises:
         DataError: it cannot be fetched, or ``parse`` refuses what is fetched time and again.
@@ -113,7 +113,7 @@ def _tried(
     done: Callable[[], int],
     restart: Callable[[], None] = lambda: None,
 ) -> T:
-    """What ``take`` makes of a file; after a broken connection it goes on where it broke, if the server can."""
+    """Let ``take`` read a file; after a broken connection it goes on where it broke, if the server can."""
     version, wrong, problem = "", 0, ""
     opened = open_http if protocol(url) in HTTP else open_object
     try:
