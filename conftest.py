@@ -1,4 +1,4 @@
-"""What holds for every test of the workspace: see "Checks" in CONTRIBUTING.md."""
+"""Fixtures and limits of every test of the workspace: see "Checks" in CONTRIBUTING.md."""
 
 from __future__ import annotations
 

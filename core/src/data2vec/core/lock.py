@@ -55,7 +55,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _acquired(claim: filelock.SoftFileLease, folder: Path, seconds: float) -> bool:
-    """Whether the claim could be made within some time."""
+    """Tell whether the claim could be made within some time."""
     while True:
         folder.mkdir(parents=True, exist_ok=True)
         try:

@@ -129,7 +129,7 @@ def write_part(
 
 
 def parts_written(writing: Path, world: int) -> bool:
-    """Whether every rank has finished :func:`write_part`."""
+    """Tell whether every rank has finished :func:`write_part`."""
     return all((writing / _PART.format(rank)).is_file() for rank in range(world))
 
 

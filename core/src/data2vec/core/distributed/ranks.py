@@ -203,7 +203,7 @@ def _is_of_communication(error: RuntimeError) -> bool:
 
 
 def first_to_tell() -> bool:
-    """Whether no other rank has told yet that one is lost; true also where that cannot be known."""
+    """Tell whether no other rank has told yet that one is lost; true also where that cannot be known."""
     try:
         store = dist.distributed_c10d._get_default_store()
         store.set_timeout(timedelta(seconds=5))

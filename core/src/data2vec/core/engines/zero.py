@@ -326,7 +326,7 @@ class DeepSpeedEngine(Engine):
 
 
 def _is_whole(parameter: Any) -> bool:
-    """Whether a parameter of stage 3 stands whole on this rank at the moment."""
+    """Tell whether a parameter of stage 3 stands whole on this rank at the moment."""
     return bool(parameter.ds_status.name == "AVAILABLE")
 
 

@@ -21,7 +21,7 @@ _DECLARED = "data2vec"  # the key of our own in a field's metadata
 
 
 class Free(IntEnum):
-    """Whether a run may be continued with another value than it was started with."""
+    """Tell whether a run may be continued with another value than it was started with."""
 
     NO = 0  # it decides what is computed
     WITH_NEW_END = 1  # with train.new_end=true

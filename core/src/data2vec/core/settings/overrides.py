@@ -229,7 +229,7 @@ def _holder(hint: Any) -> Any:
 
 
 def _looks_up(value: Any) -> bool:
-    """Whether OmegaConf would look something up for a value, or for an item of it."""
+    """Tell whether OmegaConf would look something up for a value, or for an item of it."""
     if isinstance(value, Mapping):
         value = [*value, *value.values()]
     if isinstance(value, (list, tuple)):

@@ -99,7 +99,7 @@ def settings_of(recipe: Recipe) -> dict[str, Setting]:
 
 
 def freedom(recipe: Recipe, key: str) -> Free:
-    """Whether a run may be continued with another value of a setting, or of an item of one."""
+    """Tell whether a run may be continued with another value of a setting, or of an item of one."""
     settings = settings_of(recipe)
     while key and key not in settings:
         key = key.rpartition(".")[0]

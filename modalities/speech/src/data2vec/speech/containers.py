@@ -86,7 +86,7 @@ def _wave(data: bytes) -> bytes:
 
 
 def _is_chunks(data: bytes, start: int, order: str) -> bool:
-    """Whether nothing but further chunks follows, up to the end: then there is no audio indeed."""
+    """Tell whether nothing but further chunks follows, up to the end: then there is no audio indeed."""
     end = start
     for name, begin, size, _ in _chunks(data, start, f"{order}4sI"):
         if not all(32 <= letter < 127 for letter in name):

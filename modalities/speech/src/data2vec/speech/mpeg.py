@@ -66,7 +66,7 @@ def with_count(data: bytes) -> bytes:
 
 
 def _is_count(data: bytes, frame: _Frame) -> bool:
-    """Whether a frame says how many others there are."""
+    """Tell whether a frame says how many others there are."""
     place = frame.start + frame.about
     return data.startswith(_COUNTS, place) and data[place + 7 : place + 8] in _COUNTED
 

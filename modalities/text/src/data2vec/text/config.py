@@ -237,7 +237,7 @@ class Text(Modality):
 
 
 def _same_content(one: Path, other: Path) -> bool:
-    """Whether two files are equal; a file that is no longer there says nothing against the other."""
+    """Tell whether two files are equal; a file that is no longer there says nothing against the other."""
     try:
         return one.read_bytes() == other.read_bytes()
     except FileNotFoundError:

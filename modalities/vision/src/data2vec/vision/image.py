@@ -109,7 +109,7 @@ def encode(image: Image.Image, kind: str) -> bytes:
 
 
 def is_grey(image: Image.Image) -> bool:
-    """Whether an image is stored without colours."""
+    """Tell whether an image is stored without colours."""
     return image.mode in _GREY or image.mode.startswith("I")
 
 

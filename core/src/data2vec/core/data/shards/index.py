@@ -142,7 +142,7 @@ class ShardIndex:
 
 
 def prefixed(name: str, prefix: str) -> bool:
-    """Whether a file name is that of a shard written under ``prefix`` (``PREFIX-000000.tar``)."""
+    """Tell whether a file name is that of a shard written under ``prefix`` (``PREFIX-000000.tar``)."""
     return re.fullmatch(re.escape(prefix) + r"-[0-9]{6,}\.tar", name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Which member of a sample is the input of its modality.
+"""The member of a sample that is the input of its modality.
 
 A key ends at the first dot of a file's name (WebDataset's rule), so the extension of ``x.input.jpg`` is ``input.jpg``,
 and forty files ``clip.0000.jpg`` to ``clip.0039.jpg`` are one sample. The first can be used; the second is a mistake.

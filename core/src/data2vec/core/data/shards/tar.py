@@ -47,7 +47,7 @@ class TarSample:
 
 
 def is_pickled(extension: str) -> bool:
-    """Whether any part of an extension (``input.pth``, ``pyd.gz``) names a pickle format."""
+    """Tell whether any part of an extension (``input.pth``, ``pyd.gz``) names a pickle format."""
     return not PICKLED.isdisjoint(extension.lower().split("."))
 
 

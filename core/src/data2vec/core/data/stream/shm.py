@@ -38,7 +38,7 @@ class Room:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether torch failed to put a tensor into shared memory."""
+    """Tell whether torch failed to put a tensor into shared memory."""
     return isinstance(error, RuntimeError | OSError) and any(sign in str(error) for sign in _SIGNS)
 
 

@@ -21,7 +21,7 @@ def protocol(location: str) -> str:
 
 
 def is_url(location: str) -> bool:
-    """Whether a resolved shard is fetched."""
+    """Tell whether a resolved shard is fetched."""
     return bool(protocol(location))
 
 
@@ -41,7 +41,7 @@ def sibling(url: str, name: str) -> str:
 
 
 def is_usable(url: str) -> bool:
-    """Whether a URL names a host and a port that is a number, or a bucket and an object."""
+    """Tell whether a URL names a host and a port that is a number, or a bucket and an object."""
     if protocol(url) in HTTP:
         try:
             parts = urllib.parse.urlsplit(url)

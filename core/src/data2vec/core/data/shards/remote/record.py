@@ -16,7 +16,7 @@ _SIZE = 256  # bytes of a record, filled up with spaces
 
 @dataclass(frozen=True)
 class Record:
-    """A shard as written. ``bytes``: its size, or while it is fetched the room kept free. ``sha256``: empty till then."""
+    """A shard as written. ``bytes``: its size, or the room kept for it while it is fetched; ``sha256`` is empty then."""
 
     inode: int
     bytes: int
