@@ -16,7 +16,7 @@ _SIZE = 256  # bytes of a record, filled up with spaces
 
 @dataclass(frozen=True)
 class Record:
-    """A shard as written. ``bytes``: its size, or the room kept for it while it is fetched; ``sha256`` is empty then."""
+    """A shard as written. ``bytes``: its size, or the room kept for it; ``sha256``: empty while it is fetched."""
 
     inode: int
     bytes: int
