@@ -350,7 +350,7 @@ def test_verify_and_index_tell_problems(tool: ModuleType, images: Path, tmp_path
 
 
 def test_a_dead_worker_is_one_error(tool: ModuleType, tmp_path: Path) -> None:
-    task = tool.Task(tmp_path / "train-000000.tar", "vision", [SimpleNamespace(key="a")], _die)
+    task = tool.ShardTask(tmp_path / "train-000000.tar", "vision", [SimpleNamespace(key="a")], _die)
     with pytest.raises(DataError, match="a worker died"):
         list(tool.write_all([task], 1))
     assert list(tmp_path.iterdir()) == []
