@@ -17,7 +17,7 @@ from data2vec.core.engines.engine import Engine, uses_bf16
 from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.errors import DataError
 from data2vec.core.hashing import derive
-from data2vec.core.run.kinds import Kind
+from data2vec.core.run.kind import Kind
 from data2vec.core.settings.fields import EngineKind, Recipe
 from data2vec.core.task import Task
 from data2vec.core.training.flops import matmul_rate, step_flops

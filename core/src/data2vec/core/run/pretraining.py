@@ -14,7 +14,7 @@ from rich.markup import escape
 from data2vec.core.evaluation.evaluate import Compared, evaluate_model, quick_evaluation
 from data2vec.core.model.encoder import Encoder
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run.kinds import Subject
+from data2vec.core.run.kind import Subject
 from data2vec.core.settings.fields import Experiment, Recipe
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
@@ -23,7 +23,7 @@ _UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encod
 
 
 class Pretraining:
-    """See :class:`data2vec.core.run.kinds.Kind`."""
+    """See :class:`data2vec.core.run.kind.Kind`."""
 
     def build(self, recipe: Recipe) -> Data2Vec:
         """Build a model of the experiment."""

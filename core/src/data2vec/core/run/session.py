@@ -14,7 +14,8 @@ from data2vec.core.engines.engine import Engine
 from data2vec.core.errors import Data2VecError
 from data2vec.core.run.build import build_engine, build_task, measure
 from data2vec.core.run.folder import check_folder, hold, run_folder, write_configuration
-from data2vec.core.run.kinds import Subject, kind_of
+from data2vec.core.run.kind import Subject
+from data2vec.core.run.kinds import kind_of
 from data2vec.core.run.load import load_run
 from data2vec.core.run.prepare import open_data, warn_of_small_cache, with_assets, with_sample_data, write_sample_data
 from data2vec.core.run.resume import find_checkpoint
