@@ -32,7 +32,7 @@ def project_files() -> tuple[Path, ...]:
     """Every file that belongs to the project: what git tracks or would add, or all of them outside a clone."""
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     if listed.returncode == 0:
         paths = [ROOT / name for name in listed.stdout.split("\0") if name]
@@ -129,7 +129,7 @@ def check_imports(folder: Path, *sources: Path) -> tuple[bool, str]:
     done = subprocess.run(
         [sys.executable, "-S", "-c", program],
         cwd=folder, env={**os.environ, "PYTHONPATH": os.pathsep.join(search)},
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     return done.returncode == 0, done.stdout + done.stderr
 
@@ -174,7 +174,7 @@ def test_a_wheel_holds_the_package_and_nothing_else(member: str, tmp_path: Path)
     assert uv, "the tests run under uv: uv run pytest"
     built = subprocess.run(
         [uv, "build", "--wheel", "--package", f"data2vec-{member}", "--out-dir", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
     (wheel,) = tmp_path.glob("*.whl")

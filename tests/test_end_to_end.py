@@ -188,7 +188,7 @@ def test_an_interrupted_process_saves_and_the_same_command_continues(
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
     assert process.returncode == 130
     assert "stopping after this update and saving" in err
     assert "Traceback" not in out + err

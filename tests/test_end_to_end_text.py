@@ -178,7 +178,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(
     stopped = (*sharded.data("packed"), f"train.folder={tmp_path}", "train.max_minutes=1e-9")
     done = subprocess.run(
         [sys.executable, str(ROOT / "experiments" / "text_base.py"), *tiny(*stopped)],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "stopped (out of time) at update 1 of 6" in done.stdout

@@ -123,7 +123,7 @@ def test_the_readmes_example_runs(run: Path, tmp_path: Path) -> None:
         Image.effect_noise((20, 20), 50).save(tmp_path / name)
     done = subprocess.run(
         [sys.executable, "-c", code + "print(tuple(features.shape))"],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "(2, 16)"

@@ -42,8 +42,9 @@ def run(project: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """A command of the page, with the interpreter in the place of ``uv run``."""
     search = os.pathsep.join([str(project / "modalities" / "series" / "src"), os.environ.get("PYTHONPATH", "")])
     return subprocess.run(
-        [sys.executable, *words], cwd=project, env={**os.environ, "PYTHONPATH": search}, text=True, capture_output=True
-    )
+        [sys.executable, *words], cwd=project, env={**os.environ, "PYTHONPATH": search},
+        text=True, capture_output=True, timeout=300,
+    )  # fmt: skip
 
 
 def test_the_page_adds_a_modality_that_trains(project: Path) -> None:

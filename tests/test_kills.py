@@ -80,7 +80,7 @@ class Attempts:
         """Start what the processes fork from, so that no command's time includes it."""
         process = self.context.Process(target=time.sleep, args=(0,))
         process.start()
-        process.join()
+        process.join(60)
 
     def start(self, folder: Path) -> list[ForkServerProcess]:
         self.number += 1
@@ -140,7 +140,7 @@ class Attempts:
         left = [process for process in processes if process.exitcode is None]
         for process in left:
             process.kill()
-            process.join()
+            process.join(60)
         if hit and which is not None and trained:
             assert not left, self.log()
             # After the last update the first rank evaluates alone, and the others end well once it is saved.

@@ -9,6 +9,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -38,8 +40,9 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    """``deepspeed --num_gpus 2 tools/launch.py`` on CPU ranks, without a compiler on the path."""
+@contextmanager
+def launched(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``deepspeed --num_gpus 2 tools/launch.py`` on CPU ranks, without a compiler on the path; none outlives a test."""
     bare = folder / "bin"
     bare.mkdir(exist_ok=True)
     shell = shutil.which("bash")
@@ -47,12 +50,18 @@ def launch(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     if not (bare / "bash").exists():
         (bare / "bash").symlink_to(shell)
     scripts = Path(sys.executable).parent
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [str(scripts / "deepspeed"), "-q", "--num_gpus", "2", "--master_port", free_port(),
          str(ROOT / "tools" / "launch.py"), *arguments],
         cwd=folder, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         env={**os.environ, "PATH": f"{scripts}:{bare}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait(60)
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +73,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_default_experiment_is_stopped_through_the_launcher(shards: Path, tmp_path: Path) -> None:
     arguments = ("--sample", f"data.train={shards}", "vision.channels=3", "vision.mean=[0.5,0.5,0.5]",
                  "vision.std=[0.3,0.3,0.3]", f"train.folder={tmp_path / 'run'}", *TINY)  # fmt: skip
-    process = launch(tmp_path, *arguments, "train.updates=100000", "train.checkpoint_every=5")
-    until = time.monotonic() + 120
-    while checkpoint.latest(tmp_path / "run" / "checkpoints") is None and time.monotonic() < until:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does; the launcher sends its ranks SIGTERM as well
-    output, _ = process.communicate(timeout=60)
+    with launched(tmp_path, *arguments, "train.updates=100000", "train.checkpoint_every=5") as process:
+        until = time.monotonic() + 120
+        while checkpoint.latest(tmp_path / "run" / "checkpoints") is None and time.monotonic() < until:
+            time.sleep(0.2)
+        os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does; the launcher sends its ranks SIGTERM as well
+        output, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "This is the sample variant of vision_base.py" in output
     assert "2 ranks, each 1 forward pass of 2 samples an update" in output
@@ -87,8 +96,9 @@ def test_a_run_of_its_own_ends_well_and_its_weights_are_written(shards: Path, tm
         "from vision_base import sample\n"
         "experiment = sample.replace(name='mine', vision={'channels': 3, 'mean': (0.5,) * 3, 'std': (0.3,) * 3})\n"
     )
-    process = launch(tmp_path, str(own), f"data.train={shards}", "train.updates=3", "engine.zero_stage=2", *TINY)
-    output, _ = process.communicate(timeout=120)
+    arguments = (str(own), f"data.train={shards}", "train.updates=3", "engine.zero_stage=2", *TINY)
+    with launched(tmp_path, *arguments) as process:
+        output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     run = tmp_path / "runs" / "mine"
     assert (run / "report.html").is_file()

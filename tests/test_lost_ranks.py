@@ -94,7 +94,7 @@ def test_the_others_end_with_one_message(tmp_path: Path, world: int, dies_at: st
     left = [process for process in processes if process.exitcode is None]
     for process in left:
         process.kill()
-        process.join()
+        process.join(60)
     text = log.read_text()
     assert not left, text
     assert [process.exitcode for process in processes] == [2] * (world - 1) + [-signal.SIGKILL], text

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError, Data2VecError
+from data2vec.core.files import replacing
 from data2vec.core.run.folder import CONFIGURATION
 from data2vec.core.run.load import load_run
 
@@ -38,15 +39,12 @@ def consolidate(run: Path, out: Path | None) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, tensors in (("student", {**student, **heads}), ("teacher", teacher)):
-            temporary = folder / f".{name}.writing"
             # Contiguous copies: a teacher may share tensors with its student.
             copies = {key: value.clone().contiguous() for key, value in tensors.items()}
-            save_file(copies, temporary, metadata={"run": str(run.name), "update": str(loaded.update)})
-            temporary.replace(folder / f"{name}.safetensors")
+            with replacing(folder / f"{name}.safetensors") as temporary:
+                save_file(copies, temporary, metadata={"run": str(run.name), "update": str(loaded.update)})
         shutil.copyfile(loaded.folder / CONFIGURATION, folder / CONFIGURATION)
     except (OSError, SafetensorError) as error:
-        for temporary in folder.glob(".*.writing"):
-            temporary.unlink(missing_ok=True)
         raise CheckpointError(f"{folder}: cannot be written ({error}); free space, or name another --out") from None
     return folder
 

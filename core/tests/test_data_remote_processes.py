@@ -162,7 +162,7 @@ def test_workers_that_fetch_end_with_the_stream(series: Server, tmp_path: Path) 
     sender = interrupt_when(lambda: series.count("train"))
     with pytest.raises(KeyboardInterrupt):
         next(stream)
-    sender.join()
+    sender.join(60)
     began = time.monotonic()
     del stream
     wait_until(lambda: not multiprocessing.active_children())
@@ -194,7 +194,7 @@ def test_ctrl_c_in_a_run_does_not_wait_for_a_shard(
         patch.setattr(series.RequestHandlerClass, "play_well", drip_later)
         sender = interrupt_when(dripping.is_set)
         assert toy.command(experiment) == 130
-        sender.join()
+        sender.join(60)
     text = capfd.readouterr()
     found = re.search(r"stopped \(interrupted\) at update (\d+) of 50", text.out)
     assert found is not None

@@ -47,7 +47,7 @@ def other(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process = hold(tmp_path / "run")
     yield process
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
 
 
 def of_another_host(folder: Path) -> Path:
@@ -55,7 +55,7 @@ def of_another_host(folder: Path) -> Path:
     process = hold(folder)
     claim = (folder / NAME).read_text()
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     (folder / NAME).write_text("\n".join("host=elsewhere" if "host=" in line else line for line in claim.split("\n")))
     return folder / NAME
 
@@ -75,7 +75,7 @@ def test_a_run_goes_on_where_one_was_killed(
     shards: Path, tmp_path: Path, other: subprocess.Popen[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     other.kill()
-    other.wait()
+    other.wait(60)
     with caplog.at_level(logging.INFO, "data2vec"):
         assert toy.command(toy.settings(tmp_path / "run", shards)) == 0
     assert f"taken over from process {other.pid} on host" in caplog.text
@@ -125,7 +125,7 @@ def test_what_another_host_renews_is_refused(tmp_path: Path, monkeypatch: pytest
         assert time.monotonic() - began > 2.0
     finally:
         done.set()
-        thread.join()
+        thread.join(60)
 
 
 def test_a_process_killed_before_it_wrote_its_name_holds_nothing(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from data2vec.speech import _native
+from data2vec.core.native import packaged_library
 
 LIBRARIES = """
 import json, sys
@@ -23,7 +23,9 @@ print(json.dumps({"mapped": mapped, "modules": sorted(sys.modules)}))
 
 def run(program: str) -> dict[str, Any]:
     """What a fresh process that runs ``program`` has loaded."""
-    done = subprocess.run([sys.executable, "-c", program + LIBRARIES], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program + LIBRARIES], capture_output=True, text=True, check=False, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return loaded
@@ -31,7 +33,7 @@ def run(program: str) -> dict[str, Any]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_fairseq2_uses_the_wheels_library_and_no_other() -> None:
-    path = _native.packaged_library()
+    path = packaged_library("soundfile", "libsndfile*")
     assert path is not None
     loaded = run("import data2vec.speech\nimport fairseq2n\nimport fairseq2n.bindings\n")
     assert [Path(library).resolve() for library in loaded["mapped"]] == [path.resolve()]
@@ -41,20 +43,10 @@ def test_fairseq2_uses_the_wheels_library_and_no_other() -> None:
 def test_without_it_the_systems_library_is_used_or_there_is_none() -> None:
     """The check above can fail: fairseq2n alone never takes the wheel's library."""
     program = "try:\n    import fairseq2n, fairseq2n.bindings\nexcept OSError as error:\n    print(error)\n"
-    assert str(_native.packaged_library()) not in run(program)["mapped"]
+    assert str(packaged_library("soundfile", "libsndfile*")) not in run(program)["mapped"]
 
 
 def test_importing_the_package_is_light() -> None:
     modules = set(run("import data2vec.speech\n")["modules"])
     assert "data2vec.speech" in modules
     assert not {"fairseq2", "fairseq2n", "matplotlib", "scipy", "soundfile", "transformers"} & modules
-
-
-def test_a_missing_or_foreign_library_is_left_to_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert _native.packaged_library() is None
-    assert _native.load_libsndfile() is None
-    foreign = tmp_path / "libsndfile_x86_64.so"
-    foreign.write_bytes(b"no library")
-    monkeypatch.setattr(_native, "packaged_library", lambda: foreign)
-    assert _native.load_libsndfile() is None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -19,6 +21,15 @@ def read_file(path: Path) -> bytes:
     return path.read_bytes()
 
 
+def flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 def temporary_name(path: Path) -> Path:
     """Name the file that becomes ``path`` once it is written: hidden, in the same folder, not matched by ``*.tar``."""
     return path.with_name(f".{path.name}.tmp")
@@ -27,11 +38,23 @@ def temporary_name(path: Path) -> Path:
 def replace_durably(temporary: Path, path: Path) -> None:
     """Give a finished and flushed temporary file its final name, and make the rename itself durable."""
     os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+    flush(path.parent)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Name a temporary file for the body to write; then it takes the place of ``path``, whole and on disk.
+
+    Raises:
+        OSError: it cannot be written; ``path`` is as it was, and the temporary file is gone.
+    """
+    temporary = temporary_name(path)
     try:
-        os.fsync(folder)
+        yield temporary
+        flush(temporary)
+        replace_durably(temporary, path)
     finally:
-        os.close(folder)
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,13 +63,5 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: it cannot be written; ``path`` is as it was.
     """
-    temporary = temporary_name(path)
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        replace_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

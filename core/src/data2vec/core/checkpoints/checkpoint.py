@@ -28,6 +28,7 @@ from torch import Tensor
 
 from data2vec.core.checkpoints.pieces import Piece, SavedTensors, stored_form
 from data2vec.core.errors import CheckpointError
+from data2vec.core.files import flush, write_atomically
 
 FORMAT = 2
 _NAME = re.compile(r"update-(\d{9,})(-\d+)?")  # the second number where a run went back and reached an update again
@@ -117,13 +118,11 @@ def write_part(
             )
             stored, metadata = stored_form(values)
             save_file(stored, path, metadata=metadata)
-            _flush(path)
+            flush(path)
             sizes[path.name] = path.stat().st_size
-        part = writing / _PART.format(rank)
-        temporary = part.with_suffix(".writing")  # rank 0 looks for the name, so it must not see half of it
-        temporary.write_text(json.dumps({"files": sizes, "local": dict(local)}))
-        _flush(temporary)
-        temporary.rename(part)
+        # Rank 0 looks for the name, so it must not see half of it.
+        part = json.dumps({"files": sizes, "local": dict(local)})
+        write_atomically(writing / _PART.format(rank), part.encode())
     except (OSError, SafetensorError) as error:
         raise CheckpointError(str(error)) from None
 
@@ -159,13 +158,12 @@ def commit(writing: Path, update: int, state: Mapping[str, Any], *, world: int, 
             part.unlink()
         whole = {"format": FORMAT, "update": update, "world": world, "files": sizes, "local": local, **state}
         (writing / _STATE).write_text(json.dumps(whole, indent=1))
-        _flush(writing / _STATE)
-        _flush(writing)
+        flush(writing / _STATE)
+        flush(writing)
         final = _unused(folder / f"update-{update:09d}")
         writing.rename(final)
-        _replace_text(folder / "latest", final.name + "\n")
-        if best:
-            _replace_text(folder / "best", final.name + "\n")
+        for pointer in ("latest", "best") if best else ("latest",):
+            write_atomically(folder / pointer, f"{final.name}\n".encode())
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(str(error)) from None
     _prune(folder, final, keep)
@@ -175,8 +173,6 @@ def commit(writing: Path, update: int, state: Mapping[str, Any], *, world: int, 
 def failure(folder: Path, update: int, error: CheckpointError, writing: Path) -> CheckpointError:
     """Make the error of an attempt that failed, and remove what it left."""
     shutil.rmtree(writing, ignore_errors=True)
-    for pointer in ("latest", "best"):
-        _unfinished(folder / pointer).unlink(missing_ok=True)
     previous = latest(folder) if folder.is_dir() else None
     kept = f"the last good one is {previous}" if previous else "there is no earlier one"
     return CheckpointError(
@@ -317,23 +313,3 @@ def restore_random_state(tensors: Mapping[str, Tensor], state: Mapping[str, Any]
         np.random.set_state((kind, tensors["numpy"].numpy().astype(np.uint32), position, has_gauss, cached))
     except (KeyError, ValueError, TypeError, RuntimeError, OverflowError) as error:
         raise CheckpointError(f"the checkpoint's random states cannot be restored ({error})") from None
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f".{path.name}.writing")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    temporary = _unfinished(path)
-    temporary.write_text(text)
-    _flush(temporary)
-    temporary.replace(path)
-    _flush(path.parent)

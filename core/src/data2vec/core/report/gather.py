@@ -14,6 +14,7 @@ from data2vec.core.data.dataset import EvaluationData
 from data2vec.core.evaluation.embedding import embedding_map
 from data2vec.core.evaluation.evaluate import TEACHER, Evaluated
 from data2vec.core.exhibit import Illustrations, Panel
+from data2vec.core.files import write_atomically
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.report.page import Report, write_report
 from data2vec.core.settings.fields import Experiment
@@ -51,7 +52,7 @@ def write_run_report(
         update: applied updates.
         seconds: spent training.
     """
-    path.with_suffix(".json").write_text(json.dumps(evaluated.table.to_json(), indent=1) + "\n")
+    write_atomically(path.with_suffix(".json"), (json.dumps(evaluated.table.to_json(), indent=1) + "\n").encode())
     features = evaluated.test[TEACHER]
     settings = tree(experiment)
     train = experiment.train

@@ -6,7 +6,6 @@ as it is.
 
 from __future__ import annotations
 
-import os
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from data2vec.core.evaluation.embedding import Embedding
 from data2vec.core.evaluation.probe import EvaluationResult, Row, percent
 from data2vec.core.exhibit import Panel
+from data2vec.core.files import write_atomically
 from data2vec.core.report.figures import class_colours, curves, scatter, series
 
 _LEARNED = ("teacher", "student")  # rows of the probe table that the run trained; the rest is for comparison
@@ -49,9 +49,7 @@ def write_report(path: Path, report: Report) -> None:
     template = files("data2vec.core.training").joinpath("report_template.html").read_text(encoding="utf-8")
     page = string.Template(template).substitute(title=escape(report.title), body=_body(report))
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, path)
+    write_atomically(path, page.encode("utf-8", "replace"))
 
 
 def _body(report: Report) -> str:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from data2vec.core.errors import ConfigError
+from data2vec.core.files import write_atomically
 from data2vec.core.lock import only_writer
 from data2vec.core.settings.fields import Recipe
 
@@ -53,6 +54,6 @@ def write_configuration(folder: Path, configuration: str) -> None:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIGURATION).write_text(configuration)
+        write_atomically(folder / CONFIGURATION, configuration.encode())
     except OSError as error:
         raise ConfigError([f"train.folder={folder}: cannot be written to ({error})"]) from None

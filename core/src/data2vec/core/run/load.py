@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +15,15 @@ from data2vec.core.checkpoints.pieces import SavedTensors
 from data2vec.core.data.shards.beside import located
 from data2vec.core.distributed.device import choose_device
 from data2vec.core.errors import CheckpointError
+from data2vec.core.modality import Modality
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.folder import CONFIGURATION
 from data2vec.core.run.kinds import kind_of
 from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import from_yaml, validate
 from data2vec.core.task import Task
+
+M = TypeVar("M", bound=Modality)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,18 @@ class LoadedRun:
     model: Task[Any]
     update: int
     device: torch.device
+
+    def settings_of(self, kind: type[M]) -> M:
+        """Settings of one of its modalities.
+
+        Raises:
+            CheckpointError: the run has no such modality.
+        """
+        modalities = self.experiment.modalities
+        found = modalities.get(kind.name)
+        if not isinstance(found, kind):
+            raise CheckpointError(f"{self.folder}: this run has no {kind.name}, only {', '.join(modalities)}")
+        return found
 
     def features(
         self,

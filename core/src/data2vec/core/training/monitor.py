@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data2vec.core.distributed.ranks import Ranks
 from data2vec.core.errors import TrainingError
+from data2vec.core.files import write_atomically
 from data2vec.core.task import Moments
 from data2vec.core.training.health import HealthCheck
 
@@ -76,9 +77,7 @@ class Monitor:
 
         folder.mkdir(parents=True, exist_ok=True)
         history = [line for line in read_metrics(self.path) if line.get("update", 0) <= start_update]
-        temporary = self.path.with_suffix(".writing")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in history))
-        temporary.replace(self.path)
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in history).encode())
         self._file = self.path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start_update + 1)
 

@@ -1,6 +1,6 @@
 """data2vec for speech."""
 
-# Before anything that could import fairseq2: see data2vec.speech._native.
+# Before anything that could import fairseq2.
 from data2vec.speech import _native as _native
 from data2vec.speech.config import MaskConfig, MaskKind, PositionsConfig, Speech
 from data2vec.speech.encoder import SpeechEncoder, load_encoder

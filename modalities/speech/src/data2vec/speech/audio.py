@@ -156,10 +156,8 @@ def native_decoder() -> Callable[[bytes], Waveform]:
     Raises:
         ImportError, OSError: fairseq2 or its native library is missing or does not fit this system.
     """
-    import data2vec.speech._native  # noqa: F401  # loads libsndfile, which fairseq2 needs
-
-    from fairseq2.data._memory import MemoryBlock  # isort: skip
-    from fairseq2.data.audio import AudioDecoder  # isort: skip
+    from fairseq2.data._memory import MemoryBlock
+    from fairseq2.data.audio import AudioDecoder
 
     native = AudioDecoder(keepdim=True)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data2vec.core.errors import CheckpointError, SampleError
+from data2vec.core.errors import SampleError
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.speech.audio import Waveform, decode
@@ -50,11 +50,7 @@ class SpeechEncoder:
             CheckpointError: no complete checkpoint there, or a run without speech.
         """
         loaded = load_run(run, device=device)
-        speech = loaded.experiment.modalities.get(Speech.name)
-        if not isinstance(speech, Speech):
-            names = ", ".join(loaded.experiment.modalities)
-            raise CheckpointError(f"{run}: this run has no speech, only {names}")
-        decoder = speech.build_decoder(train=False)
+        decoder = loaded.settings_of(Speech).build_decoder(train=False)
         assert isinstance(decoder, AudioDecoder)
         return cls(loaded, decoder, layers, of)
 

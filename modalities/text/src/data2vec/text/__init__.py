@@ -1,5 +1,7 @@
 """data2vec for text."""
 
+# Before anything that could import fairseq2.
+from data2vec.text import _native as _native
 from data2vec.text.config import MaskConfig, MaskKind, Text
 from data2vec.text.encoder import TextEncoder, load_encoder
 from data2vec.text.extractor import TextExtractor

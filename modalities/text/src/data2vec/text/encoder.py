@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch, Sample
-from data2vec.core.errors import CheckpointError, SampleError
+from data2vec.core.errors import SampleError
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.text.config import Text
@@ -39,11 +39,7 @@ class TextEncoder:
             CheckpointError: no complete checkpoint there, or a run without text.
         """
         loaded = load_run(run, device=device)
-        text = loaded.experiment.modalities.get(Text.name)
-        if not isinstance(text, Text):
-            names = ", ".join(loaded.experiment.modalities)
-            raise CheckpointError(f"{run}: this run has no text, only {names}")
-        return cls(loaded, text, layers, of)
+        return cls(loaded, loaded.settings_of(Text), layers, of)
 
     def prepare(self, texts: str | Iterable[str]) -> Batch:
         """Token numbers of texts, as in evaluation: ``<s>``, the first tokens of the text, ``</s>``, then padding.

@@ -6,17 +6,11 @@ Shapes: B samples, T tokens, D width.
 from __future__ import annotations
 
 import torch
+from fairseq2.nn import LearnedPositionEncoder, StandardEmbedding
 from torch import Tensor, nn
 
 from data2vec.core.model.encoder import Extractor, Tokens
 from data2vec.core.model.resizing import Resizable
-
-# isort: split
-# Before the first import of fairseq2, which needs a library that not every machine has.
-from data2vec.text import _native  # noqa: F401
-
-# isort: split
-from fairseq2.nn import LearnedPositionEncoder, StandardEmbedding
 
 _STD = 0.02  # of embeddings at first, as BERT and the authors' code
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 from data2vec.core.data.folder import count_left_out, list_files
 from data2vec.core.data.plain import HEAD, encoding_of, packed_with
 from data2vec.core.errors import DataError
-from data2vec.core.files import temporary_name
+from data2vec.core.files import replacing
 
 PLAIN = (".txt",)
 JSON_LINES = (".jsonl", ".ndjson", ".json")
@@ -105,16 +105,13 @@ def unpack(file: TextFile, folder: Path) -> TextFile:
     digest = hashlib.sha256(f"{file.path.absolute()} {stamp_of(file.path)}".encode("utf-8", "backslashreplace"))
     target = folder / f"{digest.hexdigest()[:24]}.txt"
     if not target.exists():
-        temporary = temporary_name(target)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with _OPENERS.get(packed or "", open)(file.path, "rb") as source, temporary.open("wb") as copy:
+            unpacked = _OPENERS.get(packed or "", open)
+            with replacing(target) as path, path.open("wb") as copy, unpacked(file.path, "rb") as source:
                 _convert(_reader(source, file, packed), file, copy)
-            os.replace(temporary, target)
         except OSError as error:
             raise DataError(f"{file.path}: cannot be unpacked into {folder} ({error})") from None
-        finally:
-            temporary.unlink(missing_ok=True)
     return TextFile(target, file.name.removesuffix(ending) if ending else file.name, file.label)
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from data2vec.core.errors import CheckpointError, SampleError
+from data2vec.core.errors import SampleError
 from data2vec.core.modality import Decoder
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.vision.config import Vision
@@ -43,11 +43,7 @@ class ImageEncoder:
             CheckpointError: no complete checkpoint there, or a run without images.
         """
         loaded = load_run(run, device=device)
-        vision = loaded.experiment.modalities.get(Vision.name)
-        if not isinstance(vision, Vision):
-            names = ", ".join(loaded.experiment.modalities)
-            raise CheckpointError(f"{run}: this run has no images, only {names}")
-        decoder: Decoder = vision.build_decoder(train=False)
+        decoder: Decoder = loaded.settings_of(Vision).build_decoder(train=False)
         assert isinstance(decoder, ImageDecoder)
         return cls(loaded, decoder, layers, of)
 
