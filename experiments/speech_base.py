@@ -11,22 +11,17 @@ configuration agrees with: 16 GPUs with 3.8 M samples of audio each, 63 minutes 
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
-    Schedule,
     StudentSees,
     TargetNorm,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.speech import AudioConfig, MaskConfig, MaskKind, PositionsConfig, Speech
 

@@ -12,22 +12,17 @@ accuracy in a tenth of its time.
 from speech_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
-    Schedule,
     StudentSees,
     TargetNorm,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.speech import AudioConfig, MaskConfig, MaskKind, PositionsConfig, Speech
 

@@ -13,22 +13,17 @@ the spans), its rate follows a cosine after 10,000 updates of warm-up, and its d
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
-    Schedule,
     StudentSees,
     TargetNorm,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.text import MaskConfig, MaskKind, Text
 

@@ -11,22 +11,17 @@ Published result: GLUE development average 82.5 of RoBERTa's recipe, reached in 
 from text_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
-    Schedule,
     StudentSees,
     TargetNorm,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.text import MaskConfig, MaskKind, Text
 

@@ -15,22 +15,17 @@ Each image is encoded once by the teacher and 16 times by the student, each time
 from vision_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
-    Schedule,
     StudentSees,
     TargetNorm,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.vision import AugmentConfig, MaskConfig, MaskKind, PatchInit, PositionKind, Vision
 

@@ -14,11 +14,10 @@ from torch import Tensor
 from data2vec.core import Batch, Experiment
 from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.hashing import derive
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, OptimConfig, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
-    OptimConfig,
     PredictorConfig,
     PredictorKind,
     StudentSees,
@@ -26,8 +25,6 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.speech import AudioConfig, PositionsConfig, Speech
 from data2vec.speech import MaskConfig as SpeechMask

@@ -17,8 +17,9 @@ from PIL import Image
 from data2vec.core import Data2Vec, Experiment
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.data.shards.writer import ShardWriter
-from data2vec.core.settings.fields import DataConfig, TargetsConfig, TransformerConfig
+from data2vec.core.settings.fields import DataConfig, TransformerConfig
 from data2vec.core.settings.overrides import to_yaml
+from data2vec.core.settings.pretraining import TargetsConfig
 from data2vec.core.testing import load_module
 from data2vec.vision import MaskConfig, Vision
 

@@ -20,18 +20,17 @@ from data2vec.core.model.encoder import Collect, Positions, Tokens
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import (
     LayerOutput,
-    NormOrder,
     PredictorConfig,
     PredictorKind,
     StudentSees,
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
-from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.speech import MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech.published import load_published, our_name, teacher_state

@@ -18,10 +18,11 @@ from data2vec.core.model.encoder import Collect
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
     PredictorConfig,
     PredictorKind,
     StudentSees,
@@ -29,9 +30,7 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
-from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.text import MaskConfig, Text
 from data2vec.text.published import load_published, our_place, teacher_state

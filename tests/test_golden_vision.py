@@ -17,10 +17,11 @@ from data2vec.core.model.encoder import Collect, Tokens
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
     PredictorConfig,
     PredictorKind,
     StudentSees,
@@ -28,9 +29,7 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
-from data2vec.core.settings.overrides import validate
 from data2vec.core.testing import Golden, load_golden, relative_error
 from data2vec.vision import MaskConfig, MaskKind, PositionKind, Vision
 from data2vec.vision.published import load_published, our_name, teacher_state

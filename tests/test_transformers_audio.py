@@ -20,7 +20,8 @@ from transformers import (
 
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.errors import CheckpointError
-from data2vec.core.settings.fields import NormOrder, TargetsConfig, TransformerConfig
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.pretraining import TargetsConfig
 from data2vec.core.testing import relative_error
 from data2vec.speech import PositionsConfig, Speech
 from data2vec.speech.published import load_transformers

@@ -24,8 +24,8 @@ from data2vec.core.evaluation.probe import check_tasks
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.core.run.prepare import open_data
 from data2vec.core.run.pretraining import compared
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import Experiment
 
 _TEST_SHARE = 0.2  # of --data when --test is not given
 

@@ -20,7 +20,7 @@ from recipes import load_experiment
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.run.cli import main as run
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.pretraining import Experiment
 
 _DEFAULT = "experiments/vision_base.py"
 _LOCAL_RANK = re.compile(r"--local[-_]rank(=\d+)?")  # DeepSpeed's launcher adds it; the environment says the same

@@ -33,8 +33,8 @@ from rich.table import Table
 from rich.text import Text
 
 from data2vec.core.errors import ConfigError, Data2VecError
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import Experiment
 
 _GIB = 2.0**30
 _INSIDE, _BETWEEN = 300.0, 50.0  # GB/s of an all-reduce within a host (NVLink) and between hosts (400 Gbit/s a GPU)

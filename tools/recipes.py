@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import apply_overrides
+from data2vec.core.settings.pretraining import Experiment
 
 EXPERIMENTS = Path(__file__).resolve().parents[1] / "experiments"
 

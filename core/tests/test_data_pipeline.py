@@ -27,7 +27,8 @@ from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.data.stream import shm
 from data2vec.core.errors import DataError, SampleError
 from data2vec.core.modality import Masker, Modality
-from data2vec.core.settings.fields import DataConfig, PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import DataConfig, TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from data2vec.core.batch import Batch
 from data2vec.core.errors import DataError
 from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
-from data2vec.core.settings.fields import EvaluationConfig
+from data2vec.core.settings.pretraining import EvaluationConfig
 
 CLASSES, WIDTH = 4, 6
 

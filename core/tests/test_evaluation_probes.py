@@ -19,7 +19,7 @@ from data2vec.core.evaluation.features import Pooled, extract, extract_all
 from data2vec.core.evaluation.knn import TEMPERATURE, knn_accuracy, knn_predict, nearest
 from data2vec.core.evaluation.linear import few_labels, fit_linear, linear_accuracy
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate
-from data2vec.core.settings.fields import EvaluationConfig
+from data2vec.core.settings.pretraining import EvaluationConfig
 
 
 @pytest.fixture(scope="module")

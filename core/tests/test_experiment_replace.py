@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import Experiment, OptimConfig, TransformerConfig
+from data2vec.core.settings.fields import OptimConfig, TransformerConfig
+from data2vec.core.settings.pretraining import Experiment
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,11 @@ from data2vec.core.model.mask import Mask
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.pretraining import (
     Experiment,
     LayerOutput,
     LossConfig,
-    NormOrder,
     PredictorConfig,
     PredictorKind,
     StudentSees,
@@ -29,7 +29,6 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
 from data2vec.core.task import Step
 

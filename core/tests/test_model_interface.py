@@ -13,7 +13,8 @@ from data2vec.core.model.encoder import Collect, Extractor, Frontend, Tokens
 from data2vec.core.model.transformer import Transformer
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.predictor import build_predictor
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
     PredictorConfig,
@@ -21,7 +22,6 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
 
 TINY = TransformerConfig(depth=4, width=8, heads=2, mlp_ratio=1.0, dropout=0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor, Predictor, build_predictor
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 
 WIDTH = 8
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data2vec.core.pretraining.targets import make_targets, normalise
-from data2vec.core.settings.fields import TargetNorm
+from data2vec.core.settings.pretraining import TargetNorm
 
 norms = st.sampled_from(TargetNorm)
 seeds = st.integers(0, 2**31)

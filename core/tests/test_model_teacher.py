@@ -15,7 +15,8 @@ from data2vec.core.model.attention import AttentionBias
 from data2vec.core.model.encoder import Encoder, Extractor, Frontend, Positions, Tokens
 from data2vec.core.model.transformer import Transformer, build_blocks
 from data2vec.core.pretraining.teacher import Teacher, decay
-from data2vec.core.settings.fields import TeacherConfig, TeacherShares, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import TeacherConfig, TeacherShares
 
 TINY = TransformerConfig(depth=2, width=8, heads=2, mlp_ratio=1.0, dropout=0.3)
 

@@ -13,16 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import (
-    Experiment,
-    NormOrder,
-    OptimConfig,
-    Schedule,
-    Switch,
-    TargetsConfig,
-    TransformerConfig,
-)
+from data2vec.core.settings.fields import NormOrder, OptimConfig, Schedule, Switch, TransformerConfig
 from data2vec.core.settings.overrides import apply_overrides, differences, flatten, from_yaml, to_yaml, tree, validate
+from data2vec.core.settings.pretraining import Experiment, TargetsConfig
 from data2vec.core.settings.tree import dump
 from data2vec.core.testing import load_module
 

@@ -10,8 +10,10 @@ import pytest
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.settings.declare import Free
-from data2vec.core.settings.fields import Experiment, FineTuning, OptimConfig, Recipe
+from data2vec.core.settings.fields import OptimConfig, Recipe
+from data2vec.core.settings.finetuning import FineTuning
 from data2vec.core.settings.overrides import apply_overrides, from_yaml, to_yaml, validate
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.settings.tree import freedom, settings_of
 from data2vec.core.testing import load_module
 

@@ -24,16 +24,13 @@ from data2vec.core.model.encoder import Extractor, Frontend, Tokens
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run.cli import main
 from data2vec.core.run.prepare import open_data
-from data2vec.core.settings.fields import (
-    DataConfig,
+from data2vec.core.settings.fields import DataConfig, OptimConfig, TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import (
     EvaluationConfig,
     Experiment,
-    OptimConfig,
     PredictorConfig,
     TargetsConfig,
     TeacherConfig,
-    TrainConfig,
-    TransformerConfig,
 )
 from data2vec.core.training.monitor import read_metrics
 from data2vec.core.training.progress import Ending

@@ -7,8 +7,9 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from data2vec.core.modality import Masker, Modality
-from data2vec.core.settings.fields import Experiment, PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
 from data2vec.core.settings.overrides import apply_overrides
+from data2vec.core.settings.pretraining import Experiment, PredictorConfig
 
 
 class Kind(StrEnum):

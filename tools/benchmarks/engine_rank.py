@@ -12,7 +12,7 @@ from data2vec.core.distributed.ranks import join
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.run.build import build_engine
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.pretraining import Experiment
 
 _WARM_UP = 3
 

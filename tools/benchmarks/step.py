@@ -19,8 +19,9 @@ from data2vec.core.engines.engine import uses_bf16
 from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
-from data2vec.core.settings.fields import Experiment, Precision, Switch
+from data2vec.core.settings.fields import Precision, Switch
 from data2vec.core.settings.overrides import validate
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.training.flops import matmul_rate, step_flops
 
 _CPU_BATCH = 4  # of models as wide as base and wider, when no batch is asked for

@@ -11,7 +11,7 @@ from planning.memory import STAGES, TORCH, Memory, memory
 from planning.trace import Trace
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.training.share import Share
 
 MARGIN = 0.10  # of a GPU's memory, for CUDA, NCCL, cuBLAS and what fragmentation loses

@@ -11,7 +11,7 @@ from planning.memory import TORCH
 from planning.trace import Trace
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.pretraining import Experiment
 
 _SAME = 0.25  # of two counts of the same arithmetic: one may skip blocks (layer drop)
 

@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data2vec.core.batch import Batch
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.settings.fields import Experiment, Precision
+from data2vec.core.settings.fields import Precision
+from data2vec.core.settings.pretraining import Experiment
 
 # CUDA's autocast: the operations of our models that it runs in bf16, and those that it runs in fp32.
 _LOWER = frozenset({F.linear, F.conv1d, F.conv2d, torch.matmul, torch.bmm, Tensor.matmul, Tensor.__matmul__})

@@ -14,8 +14,9 @@ from data2vec.core.batch import Batch, Sample
 from data2vec.core.errors import SampleError
 from data2vec.core.modality import Modality
 from data2vec.core.model.attention import Alibi
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
 from data2vec.core.settings.overrides import apply_overrides, to_yaml
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 from data2vec.speech import (
     AudioConfig,
     AudioDecoder,

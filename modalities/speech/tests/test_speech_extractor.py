@@ -13,15 +13,8 @@ from torch import Tensor, nn
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.masked import Masked
-from data2vec.core.settings.fields import (
-    NormOrder,
-    PredictorConfig,
-    PredictorKind,
-    StudentSees,
-    TargetsConfig,
-    TeacherConfig,
-    TransformerConfig,
-)
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind, StudentSees, TargetsConfig, TeacherConfig
 from data2vec.core.testing import relative_error
 from data2vec.speech import Geometry, MaskConfig, MaskKind, PositionConvolutions, PositionsConfig, Speech
 from data2vec.speech import SpeechExtractor as Extractor

@@ -13,8 +13,9 @@ from data2vec.core import Experiment
 from data2vec.core.batch import Batch, Example, Sample
 from data2vec.core.errors import ConfigError, DataError, SampleError
 from data2vec.core.modality import Modality
-from data2vec.core.settings.fields import NormOrder, PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
 from data2vec.core.settings.overrides import from_yaml, to_yaml
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 from data2vec.text import MaskConfig, MaskKind, SpanMasker, Text, TextDecoder, Tokenizer, TokenMasker
 from data2vec.text.loader import pack_ids
 from data2vec.text.tokenizer import FILE_NAME, train_bpe

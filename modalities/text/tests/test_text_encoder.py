@@ -10,8 +10,9 @@ import torch
 from data2vec.core import Data2Vec, Experiment
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.settings.fields import NormOrder, TargetsConfig, TransformerConfig
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
 from data2vec.core.settings.overrides import to_yaml
+from data2vec.core.settings.pretraining import TargetsConfig
 from data2vec.text import Text, Tokenizer, load_encoder
 from data2vec.text.tokenizer import FILE_NAME, train_bpe
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.settings.fields import (
+from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.pretraining import (
     LayerOutput,
     LossConfig,
-    NormOrder,
     PredictorConfig,
     PredictorKind,
     StudentSees,
@@ -24,7 +24,6 @@ from data2vec.core.settings.fields import (
     TargetsConfig,
     TeacherConfig,
     TeacherShares,
-    TransformerConfig,
 )
 from data2vec.core.testing import relative_error
 from data2vec.text import MaskConfig, MaskKind, Text, TextExtractor

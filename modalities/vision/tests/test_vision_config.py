@@ -8,7 +8,8 @@ import torch
 from data2vec.core.batch import Batch
 from data2vec.core.errors import DataError
 from data2vec.core.modality import Modality
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 from data2vec.vision import AugmentConfig, BlockMasker, InverseBlockMasker, MaskConfig, MaskKind, PositionKind, Vision
 
 BASE = TransformerConfig()

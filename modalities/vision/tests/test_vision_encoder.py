@@ -11,8 +11,9 @@ from PIL import ExifTags, Image
 from data2vec.core import Data2Vec, Experiment
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.errors import CheckpointError, SampleError
-from data2vec.core.settings.fields import TargetsConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
 from data2vec.core.settings.overrides import to_yaml
+from data2vec.core.settings.pretraining import TargetsConfig
 from data2vec.vision import MaskConfig, Vision, load_encoder
 
 

@@ -17,7 +17,7 @@ from data2vec.core.evaluation.positions import PER_SAMPLE, position_features
 from data2vec.core.evaluation.probe import EvaluationResult, evaluate, with_positions
 from data2vec.core.exhibit import Exhibit
 from data2vec.core.model.encoder import Encoder, Features
-from data2vec.core.settings.fields import Experiment
+from data2vec.core.settings.pretraining import Experiment
 
 TEACHER, STUDENT, UNTRAINED = "teacher", "student", "random encoder"
 

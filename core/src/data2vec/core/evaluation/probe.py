@@ -15,7 +15,7 @@ from data2vec.core.evaluation.features import Pooled
 from data2vec.core.evaluation.knn import knn_accuracy
 from data2vec.core.evaluation.linear import few_label_accuracy, linear_accuracy
 from data2vec.core.evaluation.rank import effective_rank, spread
-from data2vec.core.settings.fields import EvaluationConfig
+from data2vec.core.settings.pretraining import EvaluationConfig
 
 TASKS = ("knn", "linear", "rank", "positions")
 FEW_LABEL_DRAWS = 5

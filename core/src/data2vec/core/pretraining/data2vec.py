@@ -25,15 +25,8 @@ from data2vec.core.pretraining.objective import regression_loss
 from data2vec.core.pretraining.predictor import Predictor, build_predictor
 from data2vec.core.pretraining.targets import make_targets
 from data2vec.core.pretraining.teacher import Teacher, decay
-from data2vec.core.settings.fields import (
-    Experiment,
-    LossConfig,
-    StudentSees,
-    TargetsConfig,
-    TeacherConfig,
-    TrainConfig,
-    TransformerConfig,
-)
+from data2vec.core.settings.fields import TrainConfig, TransformerConfig
+from data2vec.core.settings.pretraining import Experiment, LossConfig, StudentSees, TargetsConfig, TeacherConfig
 from data2vec.core.task import LOSS, Moments, Move, Step, Task, Vital, lerp
 
 _RANK_SAMPLES, _RANK_VECTORS = 64, 1024  # whose teacher features show whether they span few directions

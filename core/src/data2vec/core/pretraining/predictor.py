@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data2vec.core.model.initialisation import initialise
 from data2vec.core.model.mask import Mask, scatter_positions
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 
 
 class Predictor(nn.Module, ABC):

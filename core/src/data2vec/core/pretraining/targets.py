@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data2vec.core.settings.fields import TargetNorm
+from data2vec.core.settings.pretraining import TargetNorm
 
 _EPS = 1e-5  # of torch's layer, instance and batch norm, which the authors use
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from data2vec.core.model.encoder import Collect, Encoded, Encoder, Tokens, evaluating
-from data2vec.core.settings.fields import TeacherConfig, TeacherShares
+from data2vec.core.settings.pretraining import TeacherConfig, TeacherShares
 from data2vec.core.task import Move, lerp
 
 

@@ -17,8 +17,8 @@ from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.files import write_atomically
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.report.page import Report, write_report
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import tree
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.training.monitor import read_metrics
 
 _DRAWN = 64  # samples that the pictures are drawn from

@@ -16,8 +16,8 @@ from data2vec.core.distributed.launchers import Place, place
 from data2vec.core.distributed.ranks import Ranks, first_to_tell, join, leave, peers_alive
 from data2vec.core.errors import ConfigError, Data2VecError, PeerError, RankLostError
 from data2vec.core.run.session import Session
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import apply_overrides, to_yaml, validate
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
 
 _LAST_WORDS = 2.0  # s that rank 0, which has the ranks' store, leaves the others to find that it has told all

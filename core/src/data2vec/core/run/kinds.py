@@ -5,7 +5,8 @@ from __future__ import annotations
 from data2vec.core.errors import ConfigError
 from data2vec.core.run.kind import Kind
 from data2vec.core.run.pretraining import Pretraining
-from data2vec.core.settings.fields import Experiment, Recipe
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.pretraining import Experiment
 
 _KINDS: dict[str, Kind] = {Experiment.task: Pretraining()}
 

@@ -19,8 +19,8 @@ from data2vec.core.modality import Modality
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.folder import CONFIGURATION
 from data2vec.core.run.kinds import kind_of
-from data2vec.core.settings.fields import Experiment
 from data2vec.core.settings.overrides import from_yaml, validate
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.task import Task
 
 M = TypeVar("M", bound=Modality)

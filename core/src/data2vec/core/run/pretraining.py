@@ -15,7 +15,8 @@ from data2vec.core.evaluation.evaluate import Compared, evaluate_model, quick_ev
 from data2vec.core.model.encoder import Encoder
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run.kind import Subject
-from data2vec.core.settings.fields import Experiment, Recipe
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
 

@@ -17,7 +17,6 @@ from data2vec.core.settings.declare import (
     FOLDER_NAME,
     MEMBER,
     NOT_NEGATIVE,
-    PART,
     POSITIVE,
     RATE,
     SHARE,
@@ -37,57 +36,6 @@ class NormOrder(StrEnum):
 
     PRE = "pre"
     POST = "post"
-
-
-class TargetNorm(StrEnum):
-    """The normalisation of a teacher layer, or of the mean of the layers; none has learned parameters.
-
-    ``layer``: over channels of each position. ``instance``: over the positions of each sample, per channel.
-    ``batch``: over all positions of the batch, per channel.
-    """
-
-    NONE = "none"
-    LAYER = "layer"
-    INSTANCE = "instance"
-    BATCH = "batch"
-
-
-class LayerOutput(StrEnum):
-    """The part of a block that goes into the target: its feed-forward sub-layer before the residual, or its output."""
-
-    FEED_FORWARD = "feed_forward"
-    BLOCK = "block"
-
-
-class StudentSees(StrEnum):
-    """``all`` positions with masked ones replaced by a mask token (1.0), or the ``visible`` ones alone (2.0)."""
-
-    ALL = "all"
-    VISIBLE = "visible"
-
-
-class TeacherShares(StrEnum):
-    """The parts that the teacher takes from the student instead of averaging them.
-
-    ``nothing``; the feature ``extractor``; that and the ``positions`` computed from its features; or the whole
-    ``frontend`` (also prefix tokens, input norm and modality blocks), so that only the shared Transformer and its
-    attention bias are averaged.
-    """
-
-    NOTHING = "nothing"
-    EXTRACTOR = "extractor"
-    POSITIONS = "positions"
-    FRONTEND = "frontend"
-
-
-class PredictorKind(StrEnum):
-    """``identity``: the student's output is the prediction, as in the released vision code of data2vec 1.0."""
-
-    IDENTITY = "identity"
-    LINEAR = "linear"
-    MLP = "mlp"
-    CONV1D = "conv1d"
-    CONV2D = "conv2d"
 
 
 class Schedule(StrEnum):
@@ -128,57 +76,6 @@ class TransformerConfig:
     dropout: float = setting(0.0, RATE)
     attention_dropout: float = setting(0.0, RATE)
     activation_dropout: float = setting(0.0, RATE)
-
-
-@dataclass(frozen=True)
-class PredictorConfig:
-    """The head that turns student outputs into predictions of the target.
-
-    ``linear`` and ``mlp`` (``layers`` linear layers, GELU between, ``width`` = hidden width, null = twice the
-    Transformer's) act on each position; the convolutional decoders of data2vec 2.0 see all positions.
-    """
-
-    kind: PredictorKind = PredictorKind.LINEAR
-    layers: int = setting(1, at_least(1))
-    width: int | None = setting(None, at_least(1))
-    kernel: int = setting(3, at_least(1))
-    groups: int = setting(1, at_least(1))
-    residual: bool = True
-    projection_layers: int = setting(1, at_least(1))
-    projection_ratio: float = setting(2.0, Rule(lambda ratio: ratio > 0, "must be above 0"))
-    input_dropout: float = setting(0.0, RATE)
-    # Standard deviation of the tokens that stand at masked positions (2.0).
-    mask_noise: float = setting(0.01, NOT_NEGATIVE)
-
-
-@dataclass(frozen=True)
-class TeacherConfig:
-    """Decay rises linearly from ``decay_start`` to ``decay_end`` over ``decay_updates`` updates, then stays."""
-
-    decay_start: float = setting(0.999, SHARE)
-    decay_end: float = setting(0.9999, SHARE)
-    decay_updates: int = setting(30_000, NOT_NEGATIVE)
-    shares: TeacherShares = TeacherShares.EXTRACTOR
-
-
-@dataclass(frozen=True)
-class TargetsConfig:
-    """Mean over the teacher's last ``top_k`` blocks, each normalised by ``layer_norm``, the mean by ``mean_norm``."""
-
-    top_k: int = setting(8, at_least(1))
-    output: LayerOutput = LayerOutput.FEED_FORWARD
-    layer_norm: TargetNorm = TargetNorm.INSTANCE
-    mean_norm: TargetNorm = TargetNorm.NONE
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Smooth L1 with ``beta`` (0: squared error), times ``scale`` (null: 1 / sqrt(width)), summed over channels."""
-
-    beta: float = setting(0.0, NOT_NEGATIVE)
-    scale: float | None = setting(None, POSITIVE)
-    # Of the CLS token's regression of the mean target, averaged over rows (samples x masks).
-    cls_weight: float = setting(0.0, NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -304,21 +201,6 @@ class EngineConfig:
     deepspeed: dict[str, Any] = field(default_factory=dict)  # any other setting of DeepSpeed, as in its JSON file
 
 
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """Probes of frozen features, run after training (and every ``every`` updates when that is set)."""
-
-    tasks: tuple[str, ...] = ("knn", "linear", "rank")
-    layers: str = "top_k"  # top_k: mean of the top K layers; last; all; or a layer number
-    neighbours: int = setting(20, at_least(1))
-    few_labels: int = setting(200, at_least(1))
-    max_samples: int = setting(50_000, at_least(1))
-    # Single positions (frames) that the task positions is fitted to, and judged by.
-    max_positions: int = setting(10_000, at_least(1))
-    batch: int = setting(256, at_least(1))
-    every: int | None = setting(None, at_least(1))
-
-
 def _no_modalities() -> dict[str, Any]:
     return {}
 
@@ -362,35 +244,3 @@ class Recipe:
             }
         changed: Self = replaced(self, changes)
         return changed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment(Recipe):
-    """The settings of a pretraining run."""
-
-    task: ClassVar[str] = "pretraining"
-    order: ClassVar[tuple[str, ...]] = (
-        "name", "modalities", "student_sees", "transformer", "teacher", "targets", "loss", "optim", "data", "train",
-        "engine", "evaluation",
-    )  # fmt: skip
-
-    student_sees: StudentSees = StudentSees.ALL
-    teacher: TeacherConfig = section(TeacherConfig)
-    targets: TargetsConfig = section(TargetsConfig)
-    loss: LossConfig = section(LossConfig)
-    evaluation: EvaluationConfig = section(EvaluationConfig, Free.YES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuning(Recipe):
-    """The settings of the training of a pretrained encoder for a task with labels."""
-
-    task: ClassVar[str] = "fine-tuning"
-    order: ClassVar[tuple[str, ...]] = (
-        "name", "modalities", "start", "transformer", "layer_decay", "freeze_updates", "optim", "data", "train",
-        "engine",
-    )  # fmt: skip
-
-    start: str | None = setting(None, TEXT, Free.YES)  # the run or checkpoint whose encoder is trained on
-    layer_decay: float = setting(1.0, PART)  # factor of the learning rate from each block to the one before it
-    freeze_updates: int = setting(0, NOT_NEGATIVE)  # in which the head alone learns

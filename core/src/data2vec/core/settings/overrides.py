@@ -23,7 +23,8 @@ from omegaconf.errors import OmegaConfBaseException
 from data2vec.core.errors import ConfigError
 from data2vec.core.files import read_file
 from data2vec.core.settings import rules
-from data2vec.core.settings.fields import Experiment, Recipe
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import hints
 from data2vec.core.settings.tree import differences, flatten, parse, plain, sections, settings_of, to_yaml, tree

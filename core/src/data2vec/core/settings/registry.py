@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import ClassVar, Self
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig
 
 
 @dataclass(frozen=True)

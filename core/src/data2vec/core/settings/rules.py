@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
-from data2vec.core.settings.fields import Experiment, PredictorConfig, PredictorKind, Recipe, Schedule, StudentSees
+from data2vec.core.settings.fields import Recipe, Schedule
+from data2vec.core.settings.pretraining import Experiment, PredictorConfig, PredictorKind, StudentSees
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import Setting, settings_in
 from data2vec.core.settings.tree import dump, flatten, plain, settings_of, tree

@@ -20,7 +20,8 @@ from data2vec.core.model.attention import Alibi
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import NOT_NEGATIVE, RATE, Rule, at_least, setting
-from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig
 from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.speech.extractor import MEL_PHASES, Geometry, PositionConvolutions, SpeechExtractor, position_kernel
 from data2vec.speech.loader import EXTENSIONS, AudioConfig, AudioDecoder, collate_audio, length_of

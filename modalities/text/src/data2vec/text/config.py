@@ -23,7 +23,8 @@ from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, RATE, at_least, setting
-from data2vec.core.settings.fields import PredictorConfig, PredictorKind, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig, PredictorKind
 from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.text.extractor import TextExtractor
 from data2vec.text.loader import EXTENSIONS, TextDecoder, collate_text, length_of

@@ -17,7 +17,8 @@ from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, setting
-from data2vec.core.settings.fields import PredictorConfig, TransformerConfig
+from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.pretraining import PredictorConfig
 from data2vec.core.settings.rules import checked, predictor_problems
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
