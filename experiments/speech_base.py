@@ -11,9 +11,16 @@ configuration agrees with: 16 GPUs with 3.8 M samples of audio each, 63 minutes 
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
-from data2vec.core.settings.pretraining import (
+from data2vec.core.settings.fields import (
+    DataConfig,
     LayerOutput,
+    NormOrder,
+    OptimConfig,
+    Schedule,
+    TrainConfig,
+    TransformerConfig,
+)
+from data2vec.core.settings.pretraining import (
     LossConfig,
     PredictorConfig,
     PredictorKind,

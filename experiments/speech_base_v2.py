@@ -12,9 +12,16 @@ accuracy in a tenth of its time.
 from speech_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
-from data2vec.core.settings.pretraining import (
+from data2vec.core.settings.fields import (
+    DataConfig,
     LayerOutput,
+    NormOrder,
+    OptimConfig,
+    Schedule,
+    TrainConfig,
+    TransformerConfig,
+)
+from data2vec.core.settings.pretraining import (
     LossConfig,
     PredictorConfig,
     PredictorKind,

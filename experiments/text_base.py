@@ -13,9 +13,16 @@ the spans), its rate follows a cosine after 10,000 updates of warm-up, and its d
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
-from data2vec.core.settings.pretraining import (
+from data2vec.core.settings.fields import (
+    DataConfig,
     LayerOutput,
+    NormOrder,
+    OptimConfig,
+    Schedule,
+    TrainConfig,
+    TransformerConfig,
+)
+from data2vec.core.settings.pretraining import (
     LossConfig,
     PredictorConfig,
     PredictorKind,

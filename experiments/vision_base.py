@@ -14,9 +14,16 @@ teacher decay rises from 0.999 to 0.9998 (constant 0.9998). The released vision 
 """
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
-from data2vec.core.settings.pretraining import (
+from data2vec.core.settings.fields import (
+    DataConfig,
     LayerOutput,
+    NormOrder,
+    OptimConfig,
+    Schedule,
+    TrainConfig,
+    TransformerConfig,
+)
+from data2vec.core.settings.pretraining import (
     LossConfig,
     StudentSees,
     TargetNorm,

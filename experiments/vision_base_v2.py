@@ -15,9 +15,16 @@ Each image is encoded once by the teacher and 16 times by the student, each time
 from vision_base import sample as base_sample
 
 from data2vec.core import Experiment, main
-from data2vec.core.settings.fields import DataConfig, NormOrder, OptimConfig, Schedule, TrainConfig, TransformerConfig
-from data2vec.core.settings.pretraining import (
+from data2vec.core.settings.fields import (
+    DataConfig,
     LayerOutput,
+    NormOrder,
+    OptimConfig,
+    Schedule,
+    TrainConfig,
+    TransformerConfig,
+)
+from data2vec.core.settings.pretraining import (
     LossConfig,
     PredictorConfig,
     PredictorKind,

@@ -14,9 +14,8 @@ from torch import Tensor
 from data2vec.core import Batch, Experiment
 from data2vec.core.data.shards.writer import ShardWriter
 from data2vec.core.hashing import derive
-from data2vec.core.settings.fields import NormOrder, OptimConfig, TrainConfig, TransformerConfig
+from data2vec.core.settings.fields import LayerOutput, NormOrder, OptimConfig, TrainConfig, TransformerConfig
 from data2vec.core.settings.pretraining import (
-    LayerOutput,
     LossConfig,
     PredictorConfig,
     PredictorKind,

@@ -18,10 +18,9 @@ from data2vec.core.model.encoder import Collect
 from data2vec.core.model.mask import Mask
 from data2vec.core.pretraining.masked import Masked
 from data2vec.core.pretraining.predictor import ConvolutionalPredictor
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 from data2vec.core.settings.overrides import validate
 from data2vec.core.settings.pretraining import (
-    LayerOutput,
     LossConfig,
     PredictorConfig,
     PredictorKind,

@@ -10,8 +10,8 @@ from transformers import Data2VecTextConfig, Data2VecTextForMaskedLM, Data2VecTe
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.encoder import Collect
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
-from data2vec.core.settings.pretraining import LayerOutput, TargetsConfig, TeacherConfig, TeacherShares
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
+from data2vec.core.settings.pretraining import TargetsConfig, TeacherConfig, TeacherShares
 from data2vec.core.testing import relative_error
 from data2vec.text import Text
 from data2vec.text.published import load_transformers

@@ -12,8 +12,8 @@ from transformers import Data2VecVisionConfig, Data2VecVisionForImageClassificat
 from data2vec.core import Batch, Data2Vec, Experiment
 from data2vec.core.errors import CheckpointError
 from data2vec.core.model.encoder import Collect
-from data2vec.core.settings.fields import TransformerConfig
-from data2vec.core.settings.pretraining import LayerOutput, TargetsConfig, TeacherConfig, TeacherShares
+from data2vec.core.settings.fields import LayerOutput, TransformerConfig
+from data2vec.core.settings.pretraining import TargetsConfig, TeacherConfig, TeacherShares
 from data2vec.core.testing import relative_error
 from data2vec.vision import MaskConfig, PositionKind, Vision
 from data2vec.vision.published import load_transformers

@@ -17,10 +17,9 @@ from data2vec.core.model.mask import Mask
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.masked import Masked
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 from data2vec.core.settings.pretraining import (
     Experiment,
-    LayerOutput,
     LossConfig,
     PredictorConfig,
     PredictorKind,

@@ -13,9 +13,8 @@ from data2vec.core.model.encoder import Collect, Extractor, Frontend, Tokens
 from data2vec.core.model.transformer import Transformer
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.pretraining.predictor import build_predictor
-from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.fields import LayerOutput, TransformerConfig
 from data2vec.core.settings.pretraining import (
-    LayerOutput,
     LossConfig,
     PredictorConfig,
     StudentSees,

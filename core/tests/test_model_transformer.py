@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from data2vec.core.model.attention import Alibi, Attention, alibi_slopes, attention_mask, present_padding
 from data2vec.core.model.mask import gather_positions
 from data2vec.core.model.transformer import Block, DropPath, Transformer, dropped_layers
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
-from data2vec.core.settings.pretraining import LayerOutput
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 
 TINY = TransformerConfig(depth=3, width=12, heads=3, mlp_ratio=2.0)
 CONFIGS = [replace(TINY, norm_order=order, layer_scale=scale) for order in NormOrder for scale in (None, 0.3)]

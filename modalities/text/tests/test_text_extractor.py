@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data2vec.core import Batch, Data2Vec, Experiment
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 from data2vec.core.settings.pretraining import (
-    LayerOutput,
     LossConfig,
     PredictorConfig,
     PredictorKind,

@@ -18,7 +18,7 @@ from data2vec.core.model.attention import AttentionBias, attention_mask, present
 from data2vec.core.model.initialisation import truncated_normal_
 from data2vec.core.model.mask import gather_positions
 from data2vec.core.model.transformer import Transformer
-from data2vec.core.settings.pretraining import LayerOutput
+from data2vec.core.settings.fields import LayerOutput
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from data2vec.core.hashing import sample_keys, uniform
 from data2vec.core.model.attention import Attention
 from data2vec.core.model.initialisation import initialise
-from data2vec.core.settings.fields import NormOrder, TransformerConfig
-from data2vec.core.settings.pretraining import LayerOutput
+from data2vec.core.settings.fields import LayerOutput, NormOrder, TransformerConfig
 
 
 class DropPath(nn.Module):

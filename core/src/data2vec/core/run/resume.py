@@ -13,7 +13,13 @@ from data2vec.core.settings.overrides import from_yaml
 from data2vec.core.settings.tree import differences, freedom
 from data2vec.core.training.schedule import learning_rate
 
+_FIRST_TASK = "pretraining"  # of checkpoints that do not record any
 _NAMED = 8  # changed settings that an error names
+
+
+def recorded_configuration(recipe: Recipe, configuration: str) -> dict[str, str]:
+    """What a checkpoint records of a run, for :func:`find_checkpoint`."""
+    return {"task": recipe.task, "yaml": configuration}
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,12 @@ def find_checkpoint(recipe: Recipe, folder: Path) -> Continued | None:
     if place is None:
         return None
     saved = checkpoint.load(place)
-    recorded = saved.state.get("configuration", {}).get("yaml")
+    configuration = saved.state.get("configuration", {})
+    recorded, task = configuration.get("yaml"), configuration.get("task", _FIRST_TASK)
     if not isinstance(recorded, str):
         raise CheckpointError(f"{place}: records no configuration; choose another checkpoint")
+    if task != recipe.task:
+        raise CheckpointError(f"{place} is of {task}, not of {recipe.task}; choose another train.folder for this run")
     old = from_yaml(recorded, type(recipe))
     allowed = Free.WITH_NEW_END if recipe.train.new_end else Free.YES
     changed = {

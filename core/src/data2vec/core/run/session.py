@@ -18,7 +18,7 @@ from data2vec.core.run.kind import Subject
 from data2vec.core.run.kinds import kind_of
 from data2vec.core.run.load import load_run
 from data2vec.core.run.prepare import open_data, warn_of_small_cache, with_assets, with_sample_data, write_sample_data
-from data2vec.core.run.resume import find_checkpoint
+from data2vec.core.run.resume import find_checkpoint, recorded_configuration
 from data2vec.core.settings.fields import Recipe
 from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.training.display import ConsoleDisplay
@@ -115,7 +115,8 @@ class Session:
         evaluate, every = self.kind.scores(self._subject())
         self.trainer = Trainer(
             recipe, self.engine, self.train, self.folder,
-            configuration={"yaml": self.configuration}, display=self.display, measured=self.measured,
+            configuration=recorded_configuration(recipe, self.configuration),
+            display=self.display, measured=self.measured,
             evaluate=None if every is None else evaluate, evaluate_every=every,
             stop_requested=lambda: self.interruption.requested,
         )  # fmt: skip

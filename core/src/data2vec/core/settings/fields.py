@@ -38,6 +38,13 @@ class NormOrder(StrEnum):
     POST = "post"
 
 
+class LayerOutput(StrEnum):
+    """The part of a block that goes into the target: its feed-forward sub-layer before the residual, or its output."""
+
+    FEED_FORWARD = "feed_forward"
+    BLOCK = "block"
+
+
 class Schedule(StrEnum):
     """Learning rate over updates after a linear warm-up: ``cosine`` to the end, or ``tri_stage`` (hold, then decay)."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 
 from data2vec.core.errors import ConfigError
 from data2vec.core.settings.declare import Free, Rule, declared
@@ -40,9 +42,14 @@ def settings_of_field(
         yield f"{prefix}{field.name}", Setting(value, hints(type(section))[field.name], said.rule, free)
 
 
-def hints(kind: type[Any]) -> dict[str, Any]:
+def hints(kind: type[Any]) -> Mapping[str, Any]:
     """The declared types of a dataclass's fields."""
-    return typing.get_type_hints(kind)
+    return _hints(cast(Hashable, kind))
+
+
+@functools.cache
+def _hints(kind: Hashable) -> Mapping[str, Any]:
+    return MappingProxyType(typing.get_type_hints(kind))
 
 
 def replaced(value: Any, change: Any, path: str = "") -> Any:
