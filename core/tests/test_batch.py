@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data2vec.core.batch import Sample, decode_label, label_problem
+from data2vec.core.batch import Batch, Sample, decode_label, label_problem
 
 
 def labelled(text: bytes) -> Sample:
@@ -41,3 +42,39 @@ def test_whatever_the_bytes_it_is_a_number_or_none(text: bytes) -> None:
 
 def test_a_long_label_is_shown_in_part() -> None:
     assert len(str(label_problem(b"x" * 5000))) < 120
+
+
+def batch() -> Batch:
+    return Batch(
+        "toy", torch.arange(12.0).view(3, 4), torch.tensor([5, 6, 7]), torch.tensor([-1, 2, 1]),
+        lengths=torch.tensor([4, 2, 3]), student_inputs=torch.zeros(3, 4), keys=("a", "b", "c"), broken=("x",),
+        position_labels=torch.ones(3, 2), unused={"cls": "why"}, annotations={"txt": (b"A", None, b"C")},
+    )  # fmt: skip
+
+
+def test_the_first_samples_of_a_batch() -> None:
+    part = batch().first(2)
+    assert (len(part), part.keys, part.annotations, part.broken) == (2, ("a", "b"), {"txt": (b"A", None)}, ())
+    assert part.lengths is not None
+    assert part.lengths.tolist() == [4, 2]
+    assert part.student_inputs is not None
+    assert part.position_labels is not None
+    assert part.student_inputs.shape == (2, 4)
+    assert part.position_labels.shape == (2, 2)
+    assert len(batch().first(9)) == 3
+
+
+def test_the_labelled_samples_of_a_batch() -> None:
+    part = batch().labelled()
+    assert (part.labels.tolist(), part.ids.tolist(), part.keys) == ([2, 1], [6, 7], ("b", "c"))
+    assert part.annotations == {"txt": (None, b"C")}
+    assert part.inputs.tolist() == [[4, 5, 6], [8, 9, 10]]  # no longer than the longest of them
+    assert part.student_inputs is None
+    assert part.position_labels is None
+
+
+def test_a_batch_on_another_device_is_the_same_batch() -> None:
+    moved = batch().to("meta")
+    tensors = [moved.inputs, moved.ids, moved.labels, moved.lengths, moved.student_inputs, moved.position_labels]
+    assert all(value is not None and value.device.type == "meta" for value in tensors)
+    assert (moved.keys, moved.broken, moved.annotations) == (batch().keys, batch().broken, batch().annotations)

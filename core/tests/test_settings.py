@@ -12,6 +12,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.settings.declare import Free
 from data2vec.core.settings.fields import OptimConfig, Recipe
 from data2vec.core.settings.finetuning import FineTuning
+from data2vec.core.settings.network import with_network_of
 from data2vec.core.settings.overrides import apply_overrides, from_yaml, to_yaml, validate
 from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.settings.tree import freedom, settings_of
@@ -57,7 +58,37 @@ def test_fine_tuning_is_a_recipe() -> None:
 
 @pytest.mark.parametrize("kind", [Experiment, FineTuning])
 def test_every_field_is_printed(kind: type[Recipe]) -> None:
-    assert sorted(kind.order) == sorted(field.name for field in dataclasses.fields(kind))
+    said = {"kind"} if kind is FineTuning else set()  # a configuration that does not say is pretraining's
+    assert sorted(kind.order) == sorted(said | {field.name for field in dataclasses.fields(kind)})
+
+
+def test_a_configuration_says_its_kind() -> None:
+    tuned = FineTuning(name="tuned", modalities={"toy_settings": Toy()})
+    text = to_yaml(tuned)
+    assert text.startswith("kind: fine-tuning\n")
+    assert from_yaml(text, None) == tuned
+    assert from_yaml(to_yaml(BASE), None) == BASE
+    with pytest.raises(ConfigError, match="the settings of fine-tuning, not of pretraining"):
+        from_yaml(text)
+    for wrong in ("guessing", "[1]", "null"):
+        with pytest.raises(ConfigError, match="no such kind of training; choose pretraining or fine-tuning"):
+            from_yaml(text.replace("kind: fine-tuning", f"kind: {wrong}"), None)
+    with pytest.raises(ConfigError, match="kind=pretraining: no such setting"):
+        apply_overrides(tuned, ["kind=pretraining"])
+
+
+def test_the_network_of_another_recipe() -> None:
+    """What the network is comes from there; how it is trained stays."""
+    start = BASE.replace(transformer={"depth": 3, "width": 48, "heads": 4, "drop_path": 0.3, "norm_order": "post"})
+    tuned = FineTuning(name="tuned", modalities={"toy_settings": Toy()}, layer_decay=0.65)
+    tuned = tuned.replace(transformer={"depth": 6, "drop_path": 0.1, "dropout": 0.2})
+    found = with_network_of(tuned, start)
+    anew = {"drop_path": 0.1, "layer_drop": 0.0, "dropout": 0.2, "attention_dropout": 0.0, "activation_dropout": 0.0}
+    assert found.transformer == dataclasses.replace(start.transformer, **anew)
+    assert found.modalities == start.modalities
+    assert dataclasses.replace(found, transformer=tuned.transformer, modalities=tuned.modalities) == tuned
+    with pytest.raises(ConfigError, match="speech: base has no such modality, only toy_settings"):
+        with_network_of(tuned.replace(modalities={"speech": Toy()}), start.replace(name="base"))
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,19 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
+from data2vec.core.batch import Batch
 from data2vec.core.checkpoints import checkpoint
 from data2vec.core.distributed.device import choose_device
 from data2vec.core.engines import engine
+from data2vec.core.engines.optimiser import build_optimiser, set_rate
 from data2vec.core.engines.torch import TorchEngine
 from data2vec.core.errors import ConfigError, TrainingError
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.run.prepare import open_data
 from data2vec.core.settings.fields import OptimConfig, Switch
+from data2vec.core.task import Group, Step, Task
 from data2vec.core.testing import load_module
 from data2vec.core.training.flops import matmul_rate, step_flops
 from data2vec.core.training.monitor import read_metrics
@@ -181,3 +185,35 @@ def test_measuring_leaves_gradients_and_generators_alone() -> None:
     assert torch.equal(gradient, torch.ones_like(first))
     assert all(p.grad is None for p in model.parameters() if p is not first)
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
+
+
+class Late(Task[Any]):
+    """Two weights, of which one begins to learn after two updates."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.early, self.late = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(3))
+
+    def prepare(self, batch: Batch, *, seed: int, update: int) -> Any:
+        raise AssertionError
+
+    def forward(self, prepared: Any, *, seed: int = 0, update: int = 0) -> Step:
+        raise AssertionError
+
+    def groups(self, optim: OptimConfig) -> list[Group]:
+        return [Group((self.early,), 0.1), Group((self.late,), 0.1, 0.5, starts=2)]
+
+
+def test_a_group_may_start_later() -> None:
+    """Until then nothing moves it, neither its gradient nor its weight decay; its rate is a share of the others'."""
+    task = Late()
+    optimiser = build_optimiser(task, OptimConfig(lr=0.01, eps=1e-12))
+    for update in (1, 2, 3):
+        task.early.grad, task.late.grad = torch.ones(3), torch.ones(3)
+        set_rate(optimiser.param_groups, 0.01, update)
+        before = task.early.detach().clone(), task.late.detach().clone()
+        optimiser.step()
+        after = task.early.detach(), task.late.detach()
+        moved = [float((was - now).abs().max()) for was, now in zip(before, after, strict=True)]
+        assert moved[0] == pytest.approx(0.011, rel=0.02)
+        assert moved[1] == (0 if update <= 2 else pytest.approx(0.0055, rel=0.02))

@@ -5,9 +5,9 @@ Shapes: B samples of a batch; the rest depends on the modality.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -59,52 +59,49 @@ class Batch:
     position_labels: Tensor | None = None
     unused: Mapping[str, str] = field(default_factory=dict)  # by extension: the first such member that is of no use
 
+    # By extension, what was asked to be kept of the samples' members as they are; None where one is missing.
+    annotations: Mapping[str, tuple[bytes | None, ...]] = field(default_factory=dict)
+
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def first(self, count: int) -> Self:
         """The first ``count`` samples."""
-
-        def cut(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value[:count]
-
-        return type(self)(
-            self.modality, self.inputs[:count], self.ids[:count], self.labels[:count],
-            cut(self.lengths), cut(self.student_inputs), self.keys[:count], (), cut(self.position_labels),
-        )  # fmt: skip
+        return replace(self._rows(range(min(count, len(self)))), broken=(), unused={})
 
     def labelled(self) -> Self:
-        """The samples with a label, padded no further than they need; all of them where none has one."""
-        chosen = (self.labels >= 0).nonzero().flatten()
+        """The samples with a label, padded no further than they need; all of them where none has one.
+
+        Labels of positions and what the student reads are left out, because they are padded like the whole batch.
+        """
+        chosen = (self.labels >= 0).nonzero().flatten().tolist()
         if len(chosen) in (0, len(self)):
             return self
-        lengths = None if self.lengths is None else self.lengths[chosen]
-        inputs = self.inputs[chosen] if lengths is None else self.inputs[chosen, : int(lengths.max())]
-        keys = tuple(self.keys[place] for place in chosen.tolist()) if self.keys else ()
-        return type(self)(self.modality, inputs, self.ids[chosen], self.labels[chosen], lengths, keys=keys)
+        part = replace(self, student_inputs=None, position_labels=None, broken=(), unused={})._rows(chosen)
+        if part.lengths is None:
+            return part
+        return replace(part, inputs=part.inputs[:, : int(part.lengths.max())])
 
     def to(self, device: torch.device | str) -> Self:
         """The same batch on another device (asynchronous from pinned memory)."""
-
-        def move(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.to(device, non_blocking=True)
-
-        return type(self)(
-            self.modality, self.inputs.to(device, non_blocking=True), self.ids.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True), move(self.lengths), move(self.student_inputs),
-            self.keys, self.broken, move(self.position_labels),
-        )  # fmt: skip
+        return self._mapped(lambda value: value.to(device, non_blocking=True))
 
     def pin_memory(self) -> Self:
         """Called by the loader when the device is a GPU."""
+        return self._mapped(Tensor.pin_memory)
 
-        def pin(value: Tensor | None) -> Tensor | None:
-            return None if value is None else value.pin_memory()
+    def _rows(self, rows: Sequence[int]) -> Self:
+        """Those samples alone, of everything that is kept of each."""
+        index = torch.tensor(rows, dtype=torch.int64)
+        keys = tuple(self.keys[row] for row in rows) if self.keys else ()
+        annotations = {name: tuple(values[row] for row in rows) for name, values in self.annotations.items()}
+        return replace(self._mapped(lambda value: value[index]), keys=keys, annotations=annotations)
 
-        return type(self)(
-            self.modality, self.inputs.pin_memory(), self.ids.pin_memory(), self.labels.pin_memory(),
-            pin(self.lengths), pin(self.student_inputs), self.keys, self.broken, pin(self.position_labels),
-        )  # fmt: skip
+    def _mapped(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The batch with every tensor changed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        changed: dict[str, Any] = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return replace(self, **changed)
 
 
 def decode_label(sample: Sample) -> int | None:

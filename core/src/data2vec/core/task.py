@@ -90,11 +90,15 @@ class Step:
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that the optimiser treats alike: their weight decay, and a factor of the learning rate."""
+    """Parameters that the optimiser treats alike: their weight decay, and a factor of the learning rate.
+
+    ``starts``: updates for which they stay as they are.
+    """
 
     parameters: tuple[nn.Parameter, ...]
     weight_decay: float
     lr_scale: float = 1.0
+    starts: int = 0
 
 
 @dataclass(frozen=True)

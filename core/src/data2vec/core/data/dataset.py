@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,7 @@ from data2vec.core.data.shards.remote.cache import ShardCache
 from data2vec.core.data.shards.remote.transfer import Limits
 from data2vec.core.data.stream.lengths import LengthBatches
 from data2vec.core.data.stream.order import EpochOrder, Integers, permutation
-from data2vec.core.data.stream.reading import ShardDataset
+from data2vec.core.data.stream.reading import SampleReader, ShardDataset
 from data2vec.core.data.stream.workers import evaluation_batches, training_batches
 from data2vec.core.errors import DataError
 from data2vec.core.modality import Modality
@@ -46,6 +46,7 @@ class ShardData:
     config: DataConfig
     seed: int
     chosen: tuple[Integers | None, ...]  # for each shard the numbers of its samples that belong here, None for all
+    keep: tuple[str, ...] = ()  # members that batches hold as they are
 
     @classmethod
     def open(
@@ -107,7 +108,27 @@ class ShardData:
 
     def _dataset(self, order: EpochOrder | LengthBatches | None = None, *, train: bool) -> ShardDataset:
         order = order or EpochOrder(self.counts, self.seed, self.config.shuffle_shards, shuffle=train)
-        return ShardDataset(self.shards, self.chosen, order, self.modality, self.seed, train=train)
+        return ShardDataset(self.shards, self.chosen, order, self.modality, self.seed, train=train, keep=self.keep)
+
+    def annotations(self, *members: str) -> list[list[Mapping[str, bytes]]]:
+        """For each shard what its samples that belong here have of some members, read without the rest.
+
+        Raises:
+            DataError: a shard cannot be read.
+        """
+        reader = SampleReader(self.shards, open_tables=1)
+        found = []
+        for shard, (total, part) in enumerate(zip(self.shards.counts, self.chosen, strict=True)):
+            numbers = range(total) if part is None else part.tolist()
+            found.append([reader.annotations(shard, number, members) for number in numbers])
+        return found
+
+    def chosen_of(self, wanted: Sequence[Sequence[bool]]) -> Self:
+        """Those samples alone for which ``wanted`` (for each shard, for each of its samples here) is true."""
+        own = [np.arange(n, dtype=np.int64) if c is None else c
+               for n, c in zip(self.shards.counts, self.chosen, strict=True)]  # fmt: skip
+        kept = tuple(numbers[np.asarray(w, dtype=bool)] for numbers, w in zip(own, wanted, strict=True))
+        return replace(self, chosen=kept)
 
     def lengths(self) -> list[Integers]:
         """For each shard the input length of its samples that belong here.
@@ -226,7 +247,7 @@ class TrainData(ShardData):
         kept = tuple(np.delete(numbers, h) for numbers, h in zip(own, held, strict=True))
         split = tuple(numbers[h] for numbers, h in zip(own, held, strict=True))
         train = replace(self, chosen=kept)
-        evaluation = EvaluationData(self.shards, self.modality, self.config, self.seed, split)
+        evaluation = EvaluationData(self.shards, self.modality, self.config, self.seed, split, self.keep)
         if not train.total or not evaluation.total:
             raise DataError(
                 f"{self.shards.spec}: {self.total} samples leave {train.total} for training and {evaluation.total} for "
@@ -236,7 +257,7 @@ class TrainData(ShardData):
 
     def for_evaluation(self) -> EvaluationData:
         """The same samples, in their order and without augmentation."""
-        return EvaluationData(self.shards, self.modality, self.config, self.seed, self.chosen)
+        return EvaluationData(self.shards, self.modality, self.config, self.seed, self.chosen, self.keep)
 
 
 @dataclass(frozen=True, eq=False)

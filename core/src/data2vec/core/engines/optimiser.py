@@ -18,16 +18,21 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of AdamW
 def build_optimiser(task: Task[Any], config: OptimConfig) -> torch.optim.AdamW:
     """Fused AdamW over the task's groups."""
     groups = [
-        {"params": list(group.parameters), "weight_decay": group.weight_decay, "lr_scale": group.lr_scale}
+        {
+            "params": list(group.parameters),
+            "weight_decay": group.weight_decay,
+            "lr_scale": group.lr_scale,
+            "starts": group.starts,
+        }
         for group in task.groups(config)
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
 
 
-def set_rate(groups: Iterable[dict[str, Any]], rate: float) -> None:
-    """Give each of an optimiser's groups its learning rate."""
+def set_rate(groups: Iterable[dict[str, Any]], rate: float, update: int) -> None:
+    """Give each of an optimiser's groups its learning rate for an update, counted from 1."""
     for group in groups:
-        group["lr"] = rate * group["lr_scale"]
+        group["lr"] = rate * group["lr_scale"] if update > group["starts"] else 0.0
 
 
 def check_moments(state: Mapping[str, Tensor], parameters: Mapping[str, torch.Size]) -> Iterator[tuple[str, str, str]]:

@@ -55,7 +55,7 @@ class TorchEngine(Engine):
 
     def step(self, rate: float, update: int) -> Tensor:
         """See :class:`Engine`."""
-        set_rate(self.optimiser.param_groups, rate)
+        set_rate(self.optimiser.param_groups, rate, update)
         for parameter in self._trained:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)

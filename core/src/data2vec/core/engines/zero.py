@@ -155,7 +155,7 @@ class DeepSpeedEngine(Engine):
 
     def step(self, rate: float, update: int) -> Tensor:
         """See :class:`Engine`."""
-        set_rate(self._engine.optimizer.param_groups, rate)
+        set_rate(self._engine.optimizer.param_groups, rate, update)
         self._engine.step()
         norm = self._norm if self.stage == 0 else self._engine.get_global_grad_norm()
         self._forget_gradients()

@@ -234,11 +234,17 @@ class Encoder(nn.Module):
         return Encoded(out, layers, prefix)
 
     def forward(
-        self, modality: str, inputs: Tensor, lengths: Tensor | None = None, *, collect: Collect | None = None
+        self,
+        modality: str,
+        inputs: Tensor,
+        lengths: Tensor | None = None,
+        *,
+        collect: Collect | None = None,
+        dropped: Sequence[bool] | None = None,
     ) -> tuple[Encoded, Tokens]:
         """Both halves, of whole inputs (B, ...) of which the first ``lengths`` (B,) are valid."""
         tokens = self.extract(modality, inputs, lengths)
-        return self.encode(modality, tokens, collect=collect), tokens
+        return self.encode(modality, tokens, collect=collect, dropped=dropped), tokens
 
     def single(self, modality: str) -> Backbone:
         """The encoder of one modality as a plain module, which shares its parameters."""
@@ -298,9 +304,14 @@ class Backbone(nn.Module):
         """D."""
         return self.encoder.transformer.config.width
 
-    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """(B, T, D) features of (B, ...) inputs, and their (B, T) padding, None where there is none."""
-        encoded, tokens = self.encoder(self.modality, inputs, lengths)
+    def forward(
+        self, inputs: Tensor, lengths: Tensor | None = None, dropped: Sequence[bool] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, T, D) features of (B, ...) inputs, and their (B, T) padding, None where there is none.
+
+        ``dropped``: see :meth:`Encoder.encode`.
+        """
+        encoded, tokens = self.encoder(self.modality, inputs, lengths, dropped=dropped)
         return encoded.positions, tokens.padding
 
 

@@ -8,7 +8,7 @@ from data2vec.core.run.pretraining import Pretraining
 from data2vec.core.settings.fields import Recipe
 from data2vec.core.settings.pretraining import Experiment
 
-_KINDS: dict[str, Kind] = {Experiment.task: Pretraining()}
+_KINDS: dict[str, Kind] = {Experiment.kind: Pretraining()}
 
 
 def kind_of(recipe: Recipe) -> Kind:
@@ -17,6 +17,6 @@ def kind_of(recipe: Recipe) -> Kind:
     Raises:
         ConfigError: there is none.
     """
-    if recipe.task not in _KINDS:
-        raise ConfigError([f"{recipe.name}: {recipe.task} is no kind of training; there is {', '.join(_KINDS)}"])
-    return _KINDS[recipe.task]
+    if recipe.kind not in _KINDS:
+        raise ConfigError([f"{recipe.name}: {recipe.kind} is no kind of training; there is {', '.join(_KINDS)}"])
+    return _KINDS[recipe.kind]

@@ -19,7 +19,7 @@ _NAMED = 8  # changed settings that an error names
 
 def recorded_configuration(recipe: Recipe, configuration: str) -> dict[str, str]:
     """What a checkpoint records of a run, for :func:`find_checkpoint`."""
-    return {"task": recipe.task, "yaml": configuration}
+    return {"task": recipe.kind, "yaml": configuration}
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ def find_checkpoint(recipe: Recipe, folder: Path) -> Continued | None:
     recorded, task = configuration.get("yaml"), configuration.get("task", _FIRST_TASK)
     if not isinstance(recorded, str):
         raise CheckpointError(f"{place}: records no configuration; choose another checkpoint")
-    if task != recipe.task:
-        raise CheckpointError(f"{place} is of {task}, not of {recipe.task}; choose another train.folder for this run")
+    if task != recipe.kind:
+        raise CheckpointError(f"{place} is of {task}, not of {recipe.kind}; choose another train.folder for this run")
     old = from_yaml(recorded, type(recipe))
     allowed = Free.WITH_NEW_END if recipe.train.new_end else Free.YES
     changed = {

@@ -100,7 +100,7 @@ class Session:
 
     def _build(self) -> None:
         recipe = self.recipe
-        source = recipe.train.init_from if self.continued is None else None
+        source = recipe.source if self.continued is None else None
         start = None if source is None else load_run(source, device="cpu").model.own_state()
         task = build_task(recipe, self.kind, self.ranks)
         self.resized = [] if start is None else task.start_from(start)

@@ -1,4 +1,4 @@
-"""The declaration of a setting: its default, its range and whether a run may go on with another value.
+"""The declaration of a setting: its default, its range, and what becomes of it in runs that follow.
 
     lr: float = setting(5e-4, POSITIVE)
     keep: int = setting(2, at_least(1), Free.YES)
@@ -72,21 +72,25 @@ MEMBER = matching(
 
 @dataclass(frozen=True)
 class Declared:
-    """The rule and the freedom that stand beside a field."""
+    """What stands beside a field: its rule, its freedom, and whether fine-tuning chooses it anew.
+
+    ``anew``: it says how a network is trained, or on which inputs, and not what the network is.
+    """
 
     rule: Rule | None = None
     free: Free = Free.NO
+    anew: bool = False
 
 
-def setting(default: T, rule: Rule | None = None, free: Free = Free.NO) -> T:
-    """Declare a setting: a field of a dataclass with its default."""
-    field: Any = dataclasses.field(default=default, metadata={_DECLARED: Declared(rule, free)})
+def setting(default: T, rule: Rule | None = None, free: Free = Free.NO, *, anew: bool = False) -> T:
+    """Declare a setting: a field of a dataclass with its default; see :class:`Declared`."""
+    field: Any = dataclasses.field(default=default, metadata={_DECLARED: Declared(rule, free, anew)})
     return field  # type: ignore[no-any-return]  # as dataclasses.field does, for the type of the attribute
 
 
-def section(kind: Callable[[], T], free: Free = Free.NO) -> T:
-    """Declare a group of settings with their defaults; ``free`` is said of all of them."""
-    field: Any = dataclasses.field(default_factory=kind, metadata={_DECLARED: Declared(free=free)})
+def section(kind: Callable[[], T], free: Free = Free.NO, *, anew: bool = False) -> T:
+    """Declare a group of settings with their defaults; what stands beside it is said of all of them."""
+    field: Any = dataclasses.field(default_factory=kind, metadata={_DECLARED: Declared(None, free, anew)})
     return field  # type: ignore[no-any-return]
 
 

@@ -78,11 +78,11 @@ class TransformerConfig:
     norm_eps: float = setting(1e-6, POSITIVE)
     # Initial value of the learned residual scale; null switches it off.
     layer_scale: float | None = setting(None, POSITIVE)
-    drop_path: float = setting(0.0, RATE)  # rate of the last block; rises linearly from 0 at the first
-    layer_drop: float = setting(0.0, RATE)
-    dropout: float = setting(0.0, RATE)
-    attention_dropout: float = setting(0.0, RATE)
-    activation_dropout: float = setting(0.0, RATE)
+    drop_path: float = setting(0.0, RATE, anew=True)  # rate of the last block; rises linearly from 0 at the first
+    layer_drop: float = setting(0.0, RATE, anew=True)
+    dropout: float = setting(0.0, RATE, anew=True)
+    attention_dropout: float = setting(0.0, RATE, anew=True)
+    activation_dropout: float = setting(0.0, RATE, anew=True)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class Recipe:
     level under that name (``vision.mask.ratio=0.6``).
     """
 
-    task: ClassVar[str]  # what the settings are for
+    kind: ClassVar[str]  # of training: what the settings are for
     order: ClassVar[tuple[str, ...]]  # the fields as they are printed
 
     name: str = setting("experiment", FOLDER_NAME, Free.YES)
@@ -230,6 +230,11 @@ class Recipe:
     data: DataConfig = section(DataConfig)
     train: TrainConfig = section(TrainConfig)
     engine: EngineConfig = section(EngineConfig, Free.YES)
+
+    @property
+    def source(self) -> str | None:
+        """The run or checkpoint whose weights a new run starts from; None for a fresh beginning."""
+        return self.train.init_from
 
     def replace(self, **changes: Any) -> Self:
         """A copy with some settings changed; a dict changes only the named fields of a section.

@@ -24,6 +24,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.files import read_file
 from data2vec.core.settings import rules
 from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.finetuning import FineTuning
 from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import hints
@@ -32,6 +33,8 @@ from data2vec.core.settings.tree import differences, flatten, parse, plain, sect
 __all__ = ["apply_overrides", "differences", "flatten", "from_yaml", "to_yaml", "tree", "validate"]
 
 R = TypeVar("R", bound=Recipe)
+KINDS: dict[str, type[Recipe]] = {kind.kind: kind for kind in (Experiment, FineTuning)}
+"""The recipes of each kind of training."""
 
 
 def apply_overrides(recipe: R, overrides: Sequence[str]) -> R:
@@ -70,8 +73,16 @@ def from_yaml(source: str | Path) -> Experiment: ...
 def from_yaml(source: str | Path, kind: type[R]) -> R: ...
 
 
-def from_yaml(source: str | Path, kind: type[Recipe] = Experiment) -> Recipe:
+@overload
+def from_yaml(source: str | Path, kind: None) -> Recipe: ...
+
+
+def from_yaml(source: str | Path, kind: type[Recipe] | None = Experiment) -> Recipe:
     """Read a recipe from the text of a configuration, or from a file where ``source`` is a path.
+
+    Args:
+        source: see above.
+        kind: the recipe that is expected; None: whichever the configuration says it is, pretraining if it says nothing.
 
     Settings that are left out keep their defaults. Keys of the top level that are no field of ``kind`` name
     modalities. Only plain values are accepted: nothing in the text is executed or looked up.
@@ -88,6 +99,7 @@ def from_yaml(source: str | Path, kind: type[Recipe] = Experiment) -> Recipe:
     content = parse(source, name)
     if not isinstance(content, dict):
         raise ConfigError([f"{name}: expected settings (key: value), found {type(content).__name__}"])
+    kind = _kind(content.pop("kind", Experiment.kind), name, kind)
     recipe, problems = _with_modalities(content, kind)
     known = settings_of(recipe)
     top = {key.partition(".")[0] for key in known}
@@ -111,9 +123,23 @@ def validate(recipe: Recipe) -> None:
         raise ConfigError(problems)
 
 
+def _kind(said: Any, source: str, wanted: type[Recipe] | None) -> type[Recipe]:
+    """Find the recipe of a kind of training that a configuration names.
+
+    Raises:
+        ConfigError: there is none, or it is not the wanted one.
+    """
+    found = KINDS.get(said) if isinstance(said, str) else None
+    if found is None:
+        raise ConfigError([f"{rules.show('kind', said)}: no such kind of training; choose {' or '.join(KINDS)}"])
+    if wanted is not None and found is not wanted:
+        raise ConfigError([f"{source}: the settings of {said}, not of {wanted.kind}; name another run"])
+    return found
+
+
 def _with_modalities(content: Mapping[str, Any], kind: type[R]) -> tuple[R, list[str]]:
     """Make a default recipe with the modalities that a configuration names, and what is wrong with those names."""
-    fields = [name for name in kind.order if name != "modalities"]
+    fields = [name for name in kind.order if name not in ("modalities", "kind")]
     modalities: dict[str, Any] = {}
     problems: list[str] = []
     for key in content:

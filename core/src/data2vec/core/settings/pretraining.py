@@ -128,7 +128,7 @@ class EvaluationConfig:
 class Experiment(Recipe):
     """The settings of a pretraining run."""
 
-    task: ClassVar[str] = "pretraining"
+    kind: ClassVar[str] = "pretraining"
     order: ClassVar[tuple[str, ...]] = (
         "name", "modalities", "student_sees", "transformer", "teacher", "targets", "loss", "optim", "data", "train",
         "engine", "evaluation",

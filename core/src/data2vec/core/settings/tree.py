@@ -91,6 +91,8 @@ def settings_of(recipe: Recipe) -> dict[str, Setting]:
     found: dict[str, Setting] = {}
     fields = {field.name: field for field in dataclasses.fields(recipe)}
     for name, value in sections(recipe).items():
+        if name == "kind":
+            continue  # it is said, and not set
         if name in fields:
             found.update(settings_of_field(recipe, fields[name]))
         elif dataclasses.is_dataclass(value):
@@ -108,7 +110,7 @@ def freedom(recipe: Recipe, key: str) -> Free:
 
 def modality_name_problems(recipe: Recipe) -> list[str]:
     """List what is wrong with the names under which the modalities stand, one line each."""
-    fields = {field.name for field in dataclasses.fields(recipe)}
+    fields = {"kind", *(field.name for field in dataclasses.fields(recipe))}
     problems = []
     for name in recipe.modalities:
         if name in fields:

@@ -104,7 +104,7 @@ class Speech(Modality):
     # Transformer blocks of this modality alone, before the shared ones.
     blocks: int = setting(0, NOT_NEGATIVE)
     input_norm: bool = True  # layer norm before the first block (post-norm Transformers)
-    dropout: float = setting(0.1, RATE)  # after the input norm
+    dropout: float = setting(0.1, RATE, anew=True)  # after the input norm
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     audio: AudioConfig = field(default_factory=AudioConfig)

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, decode_label
 from data2vec.core.errors import SampleError
+from data2vec.core.settings.declare import setting
 from data2vec.speech.audio import Waveform, decode, read_header
 
 EXTENSIONS = ("flac", "wav", "ogg", "opus", "mp3")
@@ -32,8 +33,8 @@ class AudioConfig:
     whole clip, before it is cropped (paper 1).
     """
 
-    min_length: int = 32_000
-    max_length: int | None = 320_000
+    min_length: int = setting(32_000, anew=True)
+    max_length: int | None = setting(320_000, anew=True)
     normalise: bool = True
 
 

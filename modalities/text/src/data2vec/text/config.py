@@ -104,7 +104,7 @@ class Text(Modality):
     vocabulary: int = setting(50_265, at_least(len(SPECIALS) + 1))
     tokenizer: str | None = None  # tokenizer.json; null: the one beside the shards, or else the bytes of UTF-8
     block: int = setting(512, at_least(_SHORTEST))
-    dropout: float = setting(0.1, RATE)  # after the embedding's layer norm
+    dropout: float = setting(0.1, RATE, anew=True)  # after the embedding's layer norm
     # Transformer blocks of this modality alone, before the shared ones.
     blocks: int = setting(0, NOT_NEGATIVE)
     mask: MaskConfig = field(default_factory=MaskConfig)

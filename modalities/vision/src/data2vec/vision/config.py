@@ -16,7 +16,7 @@ from data2vec.core.exhibit import Exhibit
 from data2vec.core.modality import Decoder, Masker, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
-from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, setting
+from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, section, setting
 from data2vec.core.settings.fields import TransformerConfig
 from data2vec.core.settings.pretraining import PredictorConfig
 from data2vec.core.settings.rules import checked, predictor_problems
@@ -113,7 +113,7 @@ class Vision(Modality):
     name: ClassVar[str] = "vision"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
 
-    image_size: int = setting(224, at_least(1))
+    image_size: int = setting(224, at_least(1), anew=True)
     patch_size: int = setting(16, at_least(1))
     channels: int = setting(3, Rule(lambda channels: channels in (1, 3), "choose 3 (RGB) or 1 (grey)"))
     positions: PositionKind = PositionKind.RELATIVE
@@ -124,8 +124,8 @@ class Vision(Modality):
     patch_init: PatchInit = PatchInit.TRUNCATED_NORMAL  # 2.0: xavier
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    evaluation_crop: float = setting(0.875, PART)  # share of the shorter side that evaluation looks at
+    augment: AugmentConfig = section(AugmentConfig, anew=True)
+    evaluation_crop: float = setting(0.875, PART, anew=True)  # share of the shorter side that evaluation looks at
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet's channels in [0, 1]
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), _ABOVE_0)
 

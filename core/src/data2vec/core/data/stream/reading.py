@@ -84,6 +84,18 @@ class SampleReader:
             raise SampleError(entry.problem)
         return read(self._files[shard].number, entry, self.shards.shards[shard].name)
 
+    def annotations(self, shard: int, index: int, members: Sequence[str]) -> Mapping[str, bytes]:
+        """Read those of one sample's members that it has, and nothing else of it.
+
+        Raises:
+            DataError: the shard cannot be read.
+        """
+        entry = self._tables[shard][index]
+        wanted = {name: entry.members[name] for name in members if name in entry.members}
+        if entry.problem is not None or not wanted:
+            return {}
+        return read(self._files[shard].number, TarSample(entry.key, wanted), self.shards.shards[shard].name).members
+
     def _scan(self, shard: int) -> list[TarSample]:
         with self.shards.held(shard) as path:
             table = scan(path)
@@ -141,6 +153,7 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         seed: int,
         *,
         train: bool,
+        keep: Sequence[str] = (),
     ) -> None:
         """Open nothing yet.
 
@@ -151,7 +164,9 @@ class ShardDataset(Dataset[Batch | Unreadable]):
             modality: decodes and collates.
             seed: with the epoch and the sample's number decides its augmentation.
             train: decode with augmentation.
+            keep: members that batches hold as they are.
         """
+        self.keep = tuple(keep)
         self.chosen, self.order, self.seed = chosen, order, seed
         self.modality = modality
         self.decoder = modality.build_decoder(train=train)
@@ -197,7 +212,8 @@ class ShardDataset(Dataset[Batch | Unreadable]):
         except (RuntimeError, ValueError) as error:
             first = f"{samples[0].shard}:{samples[0].key}"
             raise DataError(f"samples of one batch do not fit together, from {first} on: {one_line(error)}") from None
-        return replace(batch, broken=(*batch.broken, *broken), unused=unused)
+        kept = {member: tuple(sample.members.get(member) for sample in samples) for member in self.keep}
+        return replace(batch, broken=(*batch.broken, *broken), unused=unused, annotations=kept)
 
     def _describe(self, shard: int, number: int, reason: str | Exception) -> str:
         """``file: key: reason``, in one line that is safe to print."""
