@@ -1,4 +1,4 @@
-"""Which stage, micro-batch and checkpointing to train a recipe with."""
+"""The choice of stage, micro-batch and checkpointing to train a recipe with."""
 
 from __future__ import annotations
 

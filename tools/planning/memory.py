@@ -49,7 +49,7 @@ class Memory:
 
     @property
     def lasting(self) -> int:
-        """What is allocated between two updates."""
+        """The bytes that stay allocated between two updates."""
         return self.student + self.teacher + self.optimiser + self.lasting_gradients + self.lasting_buckets
 
     @property

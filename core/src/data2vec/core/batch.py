@@ -111,7 +111,7 @@ def decode_label(sample: Sample) -> int | None:
 
 
 def label_problem(text: bytes) -> str | None:
-    """Why the content of a member ``cls`` is no class number, or None.
+    """Say why the content of a member ``cls`` is no class number; None where it is one.
 
     A class number is from 0 to 999,999,999, in ASCII digits. -1 stands for unknown, as elsewhere.
     """

@@ -62,7 +62,7 @@ class Modality(ModalitySettings):
     @property
     @abstractmethod
     def uses_mask_token(self) -> bool:
-        """Whether masked positions are replaced by a learned vector (1.0); false where the input itself is masked."""
+        """True where a learned vector replaces masked positions (1.0); false where the input itself is masked."""
 
     @abstractmethod
     def build_frontend(self, transformer: TransformerConfig) -> Frontend:
@@ -117,5 +117,5 @@ class Modality(ModalitySettings):
 
     @property
     def exhibit(self) -> Exhibit:
-        """What this modality shows of itself: baselines, pictures, samples."""
+        """The things that this modality shows of itself: baselines, pictures, samples."""
         return Exhibit()

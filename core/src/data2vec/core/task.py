@@ -30,7 +30,7 @@ class Prepared(Protocol):
 
     @property
     def count(self) -> int:
-        """What the loss is summed over: hidden positions, samples, tokens."""
+        """The number of things that the loss is summed over: hidden positions, samples, tokens."""
 
     def __len__(self) -> int:
         """Samples."""

@@ -118,7 +118,7 @@ class Saver:
 
     @property
     def failed(self) -> CheckpointError | None:
-        """Why the last checkpoint could not be written here, as soon as that is known."""
+        """The reason why the last checkpoint could not be written here, as soon as it is known."""
         return self._failure
 
     def finish(self) -> None:

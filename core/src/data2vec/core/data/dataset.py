@@ -110,6 +110,11 @@ class ShardData:
         order = order or EpochOrder(self.counts, self.seed, self.config.shuffle_shards, shuffle=train)
         return ShardDataset(self.shards, self.chosen, order, self.modality, self.seed, train=train, keep=self.keep)
 
+    def _numbers(self) -> list[Integers]:
+        """For each shard the numbers of its samples that belong here."""
+        counts = zip(self.shards.counts, self.chosen, strict=True)
+        return [np.arange(total, dtype=np.int64) if part is None else part for total, part in counts]
+
     def annotations(self, *members: str) -> list[list[Mapping[str, bytes]]]:
         """For each shard what its samples that belong here have of some members, read without the rest.
 
@@ -117,17 +122,14 @@ class ShardData:
             DataError: a shard cannot be read.
         """
         reader = SampleReader(self.shards, open_tables=1)
-        found = []
-        for shard, (total, part) in enumerate(zip(self.shards.counts, self.chosen, strict=True)):
-            numbers = range(total) if part is None else part.tolist()
-            found.append([reader.annotations(shard, number, members) for number in numbers])
-        return found
+        return [
+            [reader.annotations(shard, number, members) for number in numbers.tolist()]
+            for shard, numbers in enumerate(self._numbers())
+        ]
 
     def chosen_of(self, wanted: Sequence[Sequence[bool]]) -> Self:
         """Those samples alone for which ``wanted`` (for each shard, for each of its samples here) is true."""
-        own = [np.arange(n, dtype=np.int64) if c is None else c
-               for n, c in zip(self.shards.counts, self.chosen, strict=True)]  # fmt: skip
-        kept = tuple(numbers[np.asarray(w, dtype=bool)] for numbers, w in zip(own, wanted, strict=True))
+        kept = tuple(own[np.asarray(w, dtype=bool)] for own, w in zip(self._numbers(), wanted, strict=True))
         return replace(self, chosen=kept)
 
     def lengths(self) -> list[Integers]:
@@ -243,7 +245,7 @@ class TrainData(ShardData):
         else:
             held = [np.sort(permutation(n, _HELD_OUT, name)[: _share(n, share, name)])
                     for n, name in zip(self.counts, names, strict=True)]  # fmt: skip
-        own = [np.arange(n, dtype=np.int64) if c is None else c for n, c in zip(self.counts, self.chosen, strict=True)]
+        own = self._numbers()
         kept = tuple(np.delete(numbers, h) for numbers, h in zip(own, held, strict=True))
         split = tuple(numbers[h] for numbers, h in zip(own, held, strict=True))
         train = replace(self, chosen=kept)

@@ -76,7 +76,7 @@ def decode_text(data: bytes) -> str:
 
 
 def _is_wide(units: bytes, encoding: str, width: int) -> bool:
-    """Whether the upper byte of many units of 2, or the upper half of every unit of 4, is zero, and the text is one."""
+    """Tell whether the upper byte of many units of 2, or the upper half of every unit of 4, is zero, and it is text."""
     high = (width - 1) if encoding.endswith("le") else 0
     zeros = units[high::width].count(0)
     if zeros < (len(units) // width if width == 4 else len(units) // width / 8):

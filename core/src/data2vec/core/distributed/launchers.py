@@ -1,4 +1,4 @@
-"""Which rank a process is, as the program that started it says in the environment.
+"""The rank of a process, as the program that started it says in the environment.
 
 One row for each launcher. The names are documented by: PyTorch ("torchrun", environment variables), Open MPI
 ("Environment variables set for MPI applications"), MVAPICH2 (user guide), MPICH's Hydra and the Intel MPI Library

@@ -36,7 +36,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that writes what is written once."""
+        """True on the rank that writes what is written once."""
         return self.rank == 0
 
     def sum(self, values: Sequence[float]) -> list[float]:

@@ -19,7 +19,7 @@ from data2vec.core.task import Step, Task
 
 _log = logging.getLogger(__name__)
 Shares = Mapping[str, Tensor | Piece]
-"""What one rank saves of some tensors: whole ones, and pieces of those that it shares with other ranks."""
+"""The share of some tensors that one rank saves: whole ones, and pieces of those that it shares with other ranks."""
 
 
 class Engine(ABC):

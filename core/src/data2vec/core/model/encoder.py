@@ -122,7 +122,7 @@ class View:
 
 @dataclass(frozen=True)
 class Collect:
-    """Which output of the last ``top_k`` shared blocks (None: of all) is kept."""
+    """The output that is kept of the last ``top_k`` shared blocks (None: of all)."""
 
     output: LayerOutput
     top_k: int | None = None

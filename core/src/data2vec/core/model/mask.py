@@ -1,4 +1,4 @@
-"""Which positions the student does not see, and the indices that follow from it.
+"""The positions that the student does not see, and the indices that follow from it.
 
 Shapes: B samples, M masks of each sample, N = B * M rows (sample-major), T positions, V visible positions of a row.
 """

@@ -95,7 +95,7 @@ def build_blocks(config: TransformerConfig, depth: int, drop_path: Sequence[floa
 
 
 def dropped_layers(rate: float, depth: int, *, seed: int, update: int) -> list[bool]:
-    """Which blocks layer drop skips in this update: the same on every rank, so that collectives stay aligned."""
+    """Draw the blocks that layer drop skips in this update: alike on every rank, so that collectives stay aligned."""
     if rate == 0.0:
         return [False] * depth
     draws = uniform(sample_keys(torch.zeros(1, dtype=torch.int64), seed=seed, update=update, stream=1), depth)[0]

@@ -18,7 +18,7 @@ _NAMED = 8  # changed settings that an error names
 
 
 def recorded_configuration(recipe: Recipe, configuration: str) -> dict[str, str]:
-    """What a checkpoint records of a run, for :func:`find_checkpoint`."""
+    """The settings of a run as a checkpoint records them, for :func:`find_checkpoint`."""
     return {"task": recipe.kind, "yaml": configuration}
 
 

@@ -72,7 +72,7 @@ MEMBER = matching(
 
 @dataclass(frozen=True)
 class Declared:
-    """What stands beside a field: its rule, its freedom, and whether fine-tuning chooses it anew.
+    """The things that stand beside a field: its rule, its freedom, and whether fine-tuning chooses it anew.
 
     ``anew``: it says how a network is trained, or on which inputs, and not what the network is.
     """

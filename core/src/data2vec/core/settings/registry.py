@@ -59,7 +59,7 @@ class ModalitySettings(ABC):
 
     @property
     def has_cls_token(self) -> bool:
-        """Whether a prefix token stands for the whole sample, which ``loss.cls_weight`` needs."""
+        """True where a prefix token stands for the whole sample, which ``loss.cls_weight`` needs."""
         return False
 
     def problems(self, transformer: TransformerConfig) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which values settings may have, alone and together. ``overrides.validate`` checks their types first."""
+"""The values that settings may have, alone and together. ``overrides.validate`` checks their types first."""
 
 from __future__ import annotations
 

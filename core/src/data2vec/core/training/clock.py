@@ -25,12 +25,12 @@ class Clock:
 
     @property
     def is_up(self) -> bool:
-        """Whether ``train.max_minutes`` have passed."""
+        """True when ``train.max_minutes`` have passed."""
         limit = self.train.max_minutes
         return limit is not None and time.monotonic() - self._started >= 60.0 * limit
 
     @property
     def save_is_due(self) -> bool:
-        """Whether ``train.checkpoint_minutes`` have passed since the last save."""
+        """True when ``train.checkpoint_minutes`` have passed since the last save."""
         limit = self.train.checkpoint_minutes
         return limit is not None and time.monotonic() - self._saved >= 60.0 * limit

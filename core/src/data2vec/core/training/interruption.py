@@ -39,7 +39,7 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a first signal has come."""
+        """True when a first signal has come."""
         return self._requested.is_set()
 
     def __enter__(self) -> Self:

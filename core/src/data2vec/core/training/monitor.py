@@ -108,7 +108,7 @@ class Monitor:
 
     @property
     def pending(self) -> bool:
-        """Whether there are updates since the last :meth:`flush`."""
+        """True where there are updates since the last :meth:`flush`."""
         return bool(self._pending or self._checked)
 
     def check(self) -> None:

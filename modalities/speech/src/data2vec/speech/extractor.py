@@ -29,7 +29,7 @@ Length = TypeVar("Length", int, Tensor)
 
 @dataclass(frozen=True)
 class Geometry:
-    """Which waveform samples a stack of convolutions without padding sees."""
+    """The waveform samples that a stack of convolutions without padding sees."""
 
     kernels: tuple[int, ...]
     strides: tuple[int, ...]

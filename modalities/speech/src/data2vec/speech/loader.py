@@ -26,7 +26,7 @@ _FRAME_LABELS = re.compile(rb"(?:[0-9]{1,9} (?:-1|[0-9]{1,4})(?:\n|$))*")
 
 @dataclass(frozen=True)
 class AudioConfig:
-    """Which clips are used and how much of them, in waveform samples at 16 kHz.
+    """The clips that are used and how much of them, in waveform samples at 16 kHz.
 
     ``min_length``: training leaves shorter clips out. ``max_length``: longer clips are cropped, at a random place for
     training and in the middle for evaluation; null: never. ``normalise``: to zero mean and unit variance over the

@@ -67,7 +67,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Why a document was left out, in one line that names its place."""
+    """The reason why a document was left out, in one line that names its place."""
 
     reason: str
 

@@ -1,4 +1,4 @@
-"""Which tokens the student does not see, and what it reads in their place.
+"""The tokens that the student does not see, and what it reads in their place.
 
 Everything here is a pure function of (seed, update, sample, number of the mask), the same on every rank. A token's
 random number follows from its place, so neither the other samples of a batch nor the padding behind a sample matter;

@@ -38,7 +38,7 @@ class TextFile:
 
     @property
     def json(self) -> bool:
-        """Whether its lines are JSON objects with a ``text``."""
+        """True where its lines are JSON objects with a ``text``."""
         return _suffixes(self.name)[0] in JSON_LINES
 
 

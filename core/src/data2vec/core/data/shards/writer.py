@@ -238,7 +238,7 @@ class ShardWriter:
 
 
 def _key_problem(key: str, members: Mapping[str, bytes]) -> str | None:
-    """Why a sample would not read back as it was written, or None."""
+    """Say why a sample would not read back as it was written; None where it would."""
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in key):
         return "a key has no control characters"
     if key.startswith("__") or any(part in ("", ".", "..") for part in key.split("/")):

@@ -224,6 +224,6 @@ class ShardDataset(Dataset[Batch | Unreadable]):
 
 
 def _unused(sample: Sample, example: Example) -> Mapping[str, str]:
-    """Why optional members of a sample are of no use, by extension."""
+    """Say why optional members of a sample are of no use, by extension."""
     problem = label_problem(sample.members.get("cls", b"0"))
     return example.unused if problem is None else {"cls": problem, **example.unused}

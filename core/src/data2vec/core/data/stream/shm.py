@@ -60,7 +60,7 @@ def too_small(room: Room | None, batch: int, waiting: int) -> str:
 
 
 def cause_of_death(exit_codes: Iterable[int | None], room: Room | None, batch: int, waiting: int) -> str:
-    """Why workers are gone, by their exit codes: negative where a signal ended them, None where they are alive."""
+    """Say why workers are gone, by their exit codes: negative where a signal ended them, None where they live."""
     codes = {code for code in exit_codes if code}
     named = ", ".join(sorted(_SIGNALS.get(-code, f"exit code {code}") for code in codes)) or "no exit code"
     if -signal.SIGBUS in codes:

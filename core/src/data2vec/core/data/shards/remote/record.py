@@ -28,7 +28,7 @@ class Record:
         return bool(self.sha256)
 
     def is_ours(self, status: os.stat_result | None) -> bool:
-        """Whether a file is the one that was written: inodes are used again, so a complete one is as it was then."""
+        """Tell whether a file is the one that was written: inodes are used again, so a complete one is as it was."""
         if status is None or not stat.S_ISREG(status.st_mode) or status.st_ino != self.inode:
             return False
         return not self.complete or (status.st_size, status.st_mtime_ns) == (self.bytes, self.mtime_ns)
