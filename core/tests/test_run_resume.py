@@ -14,7 +14,7 @@ from data2vec.core.errors import CheckpointError
 from data2vec.core.run.resume import find_checkpoint, recorded_configuration
 from data2vec.core.settings.declare import Free
 from data2vec.core.settings.fields import Recipe
-from data2vec.core.settings.finetuning import FineTuning
+from data2vec.core.settings.finetuning import Classification
 from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.settings.schema import hints
 from data2vec.core.settings.tree import settings_of
@@ -22,7 +22,7 @@ from data2vec.core.testing import load_module
 
 made = load_module("toy_settings", Path(__file__).with_name("toy_settings.py"))
 BASE, Toy = made.BASE, made.Toy
-TUNED = FineTuning(name="tuned", modalities={"toy_settings": Toy()})
+TUNED = Classification(name="tuned", modalities={"toy_settings": Toy()})
 
 
 def saved(folder: Path, recipe: Recipe, update: int = 3) -> Path:

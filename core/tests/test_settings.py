@@ -11,7 +11,7 @@ import pytest
 from data2vec.core.errors import ConfigError
 from data2vec.core.settings.declare import Free
 from data2vec.core.settings.fields import OptimConfig, Recipe
-from data2vec.core.settings.finetuning import FineTuning
+from data2vec.core.settings.finetuning import Classification
 from data2vec.core.settings.network import with_network_of
 from data2vec.core.settings.overrides import apply_overrides, from_yaml, to_yaml, validate
 from data2vec.core.settings.pretraining import Experiment
@@ -43,11 +43,11 @@ def test_what_a_run_may_change_when_it_goes_on() -> None:
 
 def test_fine_tuning_is_a_recipe() -> None:
     """The functions that read, change, check and write an experiment do so with any recipe."""
-    base = FineTuning(name="tuned", modalities={"toy_settings": Toy()})
+    base = Classification(name="tuned", modalities={"toy_settings": Toy()})
     changed = apply_overrides(base, ["layer_decay=0.65", "start=runs/base", "optim.lr=1e-4", "toy_settings.flip=true"])
     assert (changed.layer_decay, changed.start, changed.optim.lr) == (0.65, "runs/base", 1e-4)
     validate(changed)
-    assert from_yaml(to_yaml(changed), FineTuning) == changed
+    assert from_yaml(to_yaml(changed), Classification) == changed
     with pytest.raises(ConfigError, match=r"layer_decay=1\.5: must be above 0 and at most 1"):
         validate(apply_overrides(base, ["layer_decay=1.5"]))
     with pytest.raises(ConfigError, match=r"teacher\.decay_start=0\.9: no such setting"):
@@ -56,23 +56,23 @@ def test_fine_tuning_is_a_recipe() -> None:
         validate(apply_overrides(base, ["transformer.width=100"]))
 
 
-@pytest.mark.parametrize("kind", [Experiment, FineTuning])
+@pytest.mark.parametrize("kind", [Experiment, Classification])
 def test_every_field_is_printed(kind: type[Recipe]) -> None:
-    said = {"kind"} if kind is FineTuning else set()  # a configuration that does not say is pretraining's
+    said = {"kind"} if kind is Classification else set()  # a configuration that does not say is pretraining's
     assert sorted(kind.order) == sorted(said | {field.name for field in dataclasses.fields(kind)})
 
 
 def test_a_configuration_says_its_kind() -> None:
-    tuned = FineTuning(name="tuned", modalities={"toy_settings": Toy()})
+    tuned = Classification(name="tuned", modalities={"toy_settings": Toy()})
     text = to_yaml(tuned)
-    assert text.startswith("kind: fine-tuning\n")
+    assert text.startswith("kind: classification\n")
     assert from_yaml(text, None) == tuned
     assert from_yaml(to_yaml(BASE), None) == BASE
-    with pytest.raises(ConfigError, match="the settings of fine-tuning, not of pretraining"):
+    with pytest.raises(ConfigError, match="the settings of classification, not of pretraining"):
         from_yaml(text)
     for wrong in ("guessing", "[1]", "null"):
-        with pytest.raises(ConfigError, match="no such kind of training; choose pretraining or fine-tuning"):
-            from_yaml(text.replace("kind: fine-tuning", f"kind: {wrong}"), None)
+        with pytest.raises(ConfigError, match="no such kind of training; choose pretraining or classification"):
+            from_yaml(text.replace("kind: classification", f"kind: {wrong}"), None)
     with pytest.raises(ConfigError, match="kind=pretraining: no such setting"):
         apply_overrides(tuned, ["kind=pretraining"])
 
@@ -80,7 +80,7 @@ def test_a_configuration_says_its_kind() -> None:
 def test_the_network_of_another_recipe() -> None:
     """What the network is comes from there; how it is trained stays."""
     start = BASE.replace(transformer={"depth": 3, "width": 48, "heads": 4, "drop_path": 0.3, "norm_order": "post"})
-    tuned = FineTuning(name="tuned", modalities={"toy_settings": Toy()}, layer_decay=0.65)
+    tuned = Classification(name="tuned", modalities={"toy_settings": Toy()}, layer_decay=0.65)
     tuned = tuned.replace(transformer={"depth": 6, "drop_path": 0.1, "dropout": 0.2})
     found = with_network_of(tuned, start)
     anew = {"drop_path": 0.1, "layer_drop": 0.0, "dropout": 0.2, "attention_dropout": 0.0, "activation_dropout": 0.0}

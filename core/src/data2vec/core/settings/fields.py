@@ -46,9 +46,13 @@ class LayerOutput(StrEnum):
 
 
 class Schedule(StrEnum):
-    """Learning rate over updates after a linear warm-up: ``cosine`` to the end, or ``tri_stage`` (hold, then decay)."""
+    """Learning rate over updates after a linear warm-up.
+
+    ``cosine`` or ``linear`` to the end, or ``tri_stage`` (hold, then exponential decay).
+    """
 
     COSINE = "cosine"
+    LINEAR = "linear"
     TRI_STAGE = "tri_stage"
 
 

@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
 
-from data2vec.core.settings.declare import NOT_NEGATIVE, PART, TEXT, Free, setting
+from data2vec.core.settings.declare import (
+    NOT_NEGATIVE,
+    PART,
+    POSITIVE,
+    RATE,
+    SHARE,
+    TEXT,
+    Free,
+    at_least,
+    each,
+    section,
+    setting,
+)
 from data2vec.core.settings.fields import Recipe
 
 
@@ -30,6 +42,91 @@ class Freeze(StrEnum):
     ALL = "all"
 
 
+LOWER_IS_BETTER = frozenset({"validation_loss", "squared_error", "wer", "cer"})
+"""Scores of which the lowest is the best."""
+
+
+class Pool(StrEnum):
+    """The vector of a sample: the ``mean`` over its positions, or the ``first`` one (CLS token, ``<s>``)."""
+
+    MEAN = "mean"
+    FIRST = "first"
+
+
+class LabelKind(StrEnum):
+    """The label of a sample, and the member that holds it.
+
+    ``class``: one class number (``cls``). ``classes``: any number of them, apart by spaces (``classes``). ``number``: a
+    real number (``number``).
+    """
+
+    CLASS = "class"
+    CLASSES = "classes"
+    NUMBER = "number"
+
+
+SCORES: dict[LabelKind, tuple[str, ...]] = {
+    LabelKind.CLASS: ("accuracy", "top5", "macro_f1", "f1", "matthews", "validation_loss"),
+    LabelKind.CLASSES: ("mean_average_precision", "micro_f1", "validation_loss"),
+    LabelKind.NUMBER: ("pearson", "spearman", "squared_error", "validation_loss"),
+}
+"""The scores of a classification by the kind of its labels, the one that tells most first."""
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """From the features of a sample to its logits: pool, layer norm, dense and tanh, dropout, projection."""
+
+    pool: Pool = Pool.MEAN
+    norm: bool = True  # layer norm (eps 1e-6) of the pooled vector, instead of a pre-norm Transformer's last one
+    hidden: bool = False  # a dense layer of the Transformer's width with tanh (RoBERTa's head)
+    dropout: float = setting(0.0, RATE)  # before each dense layer
+    init_std: float = setting(0.02, POSITIVE)  # of the projection's weights
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """The labels that are learnt, and their weights in the loss."""
+
+    kind: LabelKind = LabelKind.CLASS
+    # Names of the class numbers; empty: those of the shards' index, or else the numbers that training has.
+    classes: tuple[str, ...] = setting((), free=Free.YES)
+    # Learn from so many labelled samples alone, in equal shares of each class, drawn by train.seed.
+    count: int | None = setting(None, at_least(1))
+    smoothing: float = setting(0.0, RATE)
+    balanced: bool = False  # weigh each class by the inverse of its share of the training samples
+    weights: tuple[float, ...] = setting((), each(POSITIVE))  # of each class in the loss; empty: all alike
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """Mixtures of two training samples and of their labels: mixup (Zhang et al. 2018), CutMix (Yun et al. 2019).
+
+    ``mixup``, ``cutmix``: alpha of the beta distribution of the share; 0 switches one off. ``chance``: of a batch to
+    be mixed. ``switch``: chance of CutMix where both are on.
+    """
+
+    mixup: float = setting(0.0, NOT_NEGATIVE)
+    cutmix: float = setting(0.0, NOT_NEGATIVE)
+    chance: float = setting(1.0, SHARE)
+    switch: float = setting(0.5, SHARE)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is mixed."""
+        return self.chance > 0 and max(self.mixup, self.cutmix) > 0
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    """Scores on the validation data, every ``every`` updates and at the end."""
+
+    every: int | None = setting(None, at_least(1))
+    batch: int = setting(64, at_least(1))
+    # Stop when so many evaluations in a row have not improved train.keep_best; null: train to the end.
+    patience: int | None = setting(None, at_least(1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class FineTuning(Recipe):
     """The settings of the training of an encoder for a task with labels.
@@ -37,12 +134,6 @@ class FineTuning(Recipe):
     With ``start`` the network is that of the run it names: of ``transformer`` and of the modality only those settings
     count that say how it is trained (dropout, augmentation, image size).
     """
-
-    kind: ClassVar[str] = "fine-tuning"
-    order: ClassVar[tuple[str, ...]] = (
-        "kind", "name", "modalities", "start", "weights", "freeze", "freeze_layers", "freeze_updates", "layer_decay",
-        "layer_decay_embeddings", "transformer", "optim", "data", "train", "engine",
-    )  # fmt: skip
 
     # The run or checkpoint whose encoder is trained on; null: a new one is trained from scratch.
     start: str | None = setting(None, TEXT, Free.YES)
@@ -53,7 +144,35 @@ class FineTuning(Recipe):
     layer_decay: float = setting(1.0, PART)  # factor of the learning rate from each block to the one below it
     # Whether it goes on to what is below the blocks; the released code of 2.0 leaves that at the full rate.
     layer_decay_embeddings: bool = True
+    evaluation: ScoreConfig = section(ScoreConfig, Free.YES)
 
     @property
     def source(self) -> str | None:
         return self.start
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The scores on the validation data, the one that tells most first."""
+        raise NotImplementedError
+
+
+_SHARED = ("start", "weights", "freeze", "freeze_layers", "freeze_updates", "layer_decay", "layer_decay_embeddings")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classification(FineTuning):
+    """The settings of fine-tuning for classes or numbers: one label, or one set of them, for each sample."""
+
+    kind: ClassVar[str] = "classification"
+    order: ClassVar[tuple[str, ...]] = (
+        "kind", "name", "modalities", *_SHARED, "labels", "head", "mix", "transformer", "optim", "data", "train",
+        "engine", "evaluation",
+    )  # fmt: skip
+
+    labels: LabelConfig = section(LabelConfig)
+    head: HeadConfig = section(HeadConfig)
+    mix: MixConfig = section(MixConfig)
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return SCORES[self.labels.kind]

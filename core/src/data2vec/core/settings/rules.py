@@ -8,6 +8,8 @@ from collections.abc import Set as AbstractSet
 from typing import Any, TypeVar
 
 from data2vec.core.settings.fields import Recipe, Schedule
+from data2vec.core.settings.finetuning import FineTuning
+from data2vec.core.settings.finetuning_rules import FINETUNING
 from data2vec.core.settings.pretraining import Experiment, PredictorConfig, PredictorKind, StudentSees
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import Setting, settings_in
@@ -41,6 +43,8 @@ def problems(recipe: Recipe) -> list[str]:
     if isinstance(recipe, Experiment):
         found += _together(recipe, wrong, _PRETRAINING)
         found += _evaluation(recipe)
+    if isinstance(recipe, FineTuning):
+        found += _together(recipe, wrong, FINETUNING)
     for name, modality in recipe.modalities.items():
         if modality.name != name:
             found.append(f"modalities: {name!r} holds the settings of {modality.name!r}")
