@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from torch import Tensor
 
 from data2vec.core.batch import Batch, Example, Sample, stack
+from data2vec.core.errors import ConfigError
 from data2vec.core.exhibit import Exhibit
 from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.finetuning import MixConfig
 from data2vec.core.settings.registry import ModalitySettings
 
 if TYPE_CHECKING:
@@ -52,6 +54,15 @@ class Decoder(Protocol):
         """
 
 
+class Mixer(Protocol):
+    """Mixes the samples of a training batch, and their labels in the same shares."""
+
+    def __call__(
+        self, inputs: Tensor, targets: Tensor, ids: Tensor, *, seed: int, update: int
+    ) -> tuple[Tensor, Tensor]:
+        """Mix (B, ...) inputs and (B, C) targets; every random choice follows from ``ids``, ``seed``, ``update``."""
+
+
 @dataclass(frozen=True)
 class Modality(ModalitySettings):
     """Settings and parts of one modality. Subclasses set ``name`` and ``extensions`` and add their fields."""
@@ -74,6 +85,14 @@ class Modality(ModalitySettings):
     @abstractmethod
     def build_decoder(self, *, train: bool) -> Decoder:
         """With augmentation for training, without for evaluation."""
+
+    def build_mixer(self, mix: MixConfig) -> Mixer:
+        """Build what mixes training samples for classification.
+
+        Raises:
+            ConfigError: samples of this modality are not mixed.
+        """
+        raise ConfigError([f"mix.mixup={mix.mixup}: {self.name} is not mixed; set mix.mixup=0 and mix.cutmix=0"])
 
     def maskable(self, batch: Batch) -> Tensor | None:
         """(B, T) bool, the positions that may be hidden, where the input decides that (no special tokens)."""

@@ -42,6 +42,11 @@ class Extractor(nn.Module, ABC):
     @abstractmethod
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tokens: ...
 
+    @property
+    def features(self) -> nn.Module:
+        """The part that sees the raw input, which fine-tuning may leave as it is."""
+        return self
+
     @abstractmethod
     def grid(self, inputs: Tensor, lengths: Tensor | None = None) -> tuple[tuple[int, ...], Tensor | None]:
         """The grid of positions that ``forward`` would return, and the (B,) valid positions where samples differ."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data2vec.core.settings.finetuning import SCORES, Classification, FineTuning, Freeze, LabelKind
+from data2vec.core.settings.finetuning import Classification, FineTuning, Freeze, LabelKind
 
 
 def _keep_best(recipe: FineTuning) -> list[str]:

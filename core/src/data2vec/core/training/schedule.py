@@ -10,8 +10,8 @@ from data2vec.core.settings.fields import OptimConfig, Schedule
 def learning_rate(config: OptimConfig, update: int, updates: int) -> float:
     """The rate of update ``update`` (from 0) of ``updates``.
 
-    Linear warm-up from ``start_lr_ratio``; then a half cosine, a straight line, or ``hold`` updates at the full rate and an exponential
-    decay (linear where it ends at zero), to ``final_lr_ratio`` at the last update.
+    Linear warm-up from ``start_lr_ratio``; then a half cosine, a straight line, or ``hold`` updates at the full rate
+    and an exponential decay (linear where it ends at zero), to ``final_lr_ratio`` at the last update.
     """
     if update < config.warmup:
         start = config.start_lr_ratio

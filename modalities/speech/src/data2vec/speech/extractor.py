@@ -153,6 +153,11 @@ class SpeechExtractor(Extractor):
     def hop(self) -> int:
         return self.geometry.hop
 
+    @property
+    def features(self) -> nn.Module:
+        """The convolutions; the projection onto the Transformer's width goes on learning, as in wav2vec 2.0."""
+        return self.convolutions
+
     def frames(self, length: Length) -> Length:
         """See :meth:`Geometry.frames`."""
         return self.geometry.frames(length)
