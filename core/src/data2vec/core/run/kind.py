@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,10 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.settings.fields import Recipe
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
+from data2vec.core.training.scoring import Scoring
+
+Data = tuple[dict[str, TrainData], dict[str, EvaluationData]]
+"""Training and evaluation data of each modality."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,22 @@ class Kind(Protocol):
     def build(self, recipe: Recipe) -> Task[Any]:
         """Build the task, freshly initialised; draws from torch's global generator."""
 
-    def scores(self, subject: Subject) -> tuple[Callable[[], Mapping[str, float]], int | None]:
-        """Make the function that scores a task while it trains, each rank on its own, and say how often it is asked."""
+    def settle(self, recipe: Recipe, data: Data, earlier: Recipe | None) -> tuple[Recipe, Data]:
+        """Complete the settings by what the data says, and choose the samples that are used, on every rank alike.
+
+        Args:
+            recipe: validated settings.
+            data: as it was opened.
+            earlier: the settled settings of the run that is continued.
+
+        Raises:
+            DataError: the data does not fit the task.
+            ConfigError: the settings do not fit the data.
+            CheckpointError: they do not fit the run that is continued.
+        """
+
+    def scoring(self, subject: Subject) -> Scoring:
+        """Say how a task is scored while it trains."""
 
     def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
         """Evaluate the trained task and write the report into the run's folder.

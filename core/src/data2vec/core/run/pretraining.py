@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from rich.markup import escape
 from data2vec.core.evaluation.evaluate import Compared, evaluate_model, quick_evaluation
 from data2vec.core.model.encoder import Encoder
 from data2vec.core.pretraining.data2vec import Data2Vec
-from data2vec.core.run.kind import Subject
+from data2vec.core.run.kind import Data, Subject
 from data2vec.core.settings.fields import Recipe
 from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.task import Task
 from data2vec.core.training.progress import Progress
+from data2vec.core.training.scoring import Scoring
 
 _UNTRAINED_SEED = 1_000_003  # apart from any run's, so that the untrained encoder is not where this run began
 
@@ -31,13 +31,17 @@ class Pretraining:
         assert isinstance(recipe, Experiment)
         return Data2Vec.build(recipe)
 
-    def scores(self, subject: Subject) -> tuple[Callable[[], Mapping[str, float]], int | None]:
-        """Make the function that probes the teacher and the student."""
+    def settle(self, recipe: Recipe, data: Data, earlier: Recipe | None) -> tuple[Recipe, Data]:
+        """Leave both as they are: pretraining has no labels."""
+        return recipe, data
+
+    def scoring(self, subject: Subject) -> Scoring:
+        """Probe the teacher and the student."""
         experiment, device = subject.recipe, subject.device
         assert isinstance(experiment, Experiment)
         rows = compared(experiment, subject.task, device)
         probe = partial(quick_evaluation, experiment, rows, device, subject.train, subject.validation)
-        return probe, experiment.evaluation.every
+        return Scoring(probe, experiment.evaluation.every)
 
     def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
         """Probe the features of each modality, and write a page on it."""

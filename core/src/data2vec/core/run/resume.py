@@ -24,9 +24,13 @@ def recorded_configuration(recipe: Recipe, configuration: str) -> dict[str, str]
 
 @dataclass(frozen=True)
 class Continued:
-    """A checkpoint that a run goes on from. ``notice``: what a person should know about that, empty for nothing."""
+    """A checkpoint that a run goes on from.
+
+    ``recipe``: its settings. ``notice``: what a person should know about that, empty for nothing.
+    """
 
     saved: checkpoint.Loaded
+    recipe: Recipe
     notice: str = ""
 
 
@@ -63,7 +67,7 @@ def find_checkpoint(recipe: Recipe, folder: Path) -> Continued | None:
     if changed:
         with_new_end = all(freedom(recipe, key) is Free.WITH_NEW_END for key in changed)
         raise CheckpointError(_refusal(place, [*changed.values()], with_new_end))
-    return Continued(saved, _notice(old, recipe, int(saved.state["update"]), place))
+    return Continued(saved, old, _notice(old, recipe, int(saved.state["update"]), place))
 
 
 def _refusal(place: Path, changed: list[str], with_new_end: bool) -> str:

@@ -61,7 +61,7 @@ class Session:
                 with self.ranks.together():
                     step()
             ending = self._train()
-            if ending is not Ending.FINISHED:
+            if ending not in (Ending.FINISHED, Ending.NO_BETTER):
                 return self._stop(ending)
             if self.ranks.first and not self._conclude():
                 return EXIT_INTERRUPTED
@@ -82,11 +82,13 @@ class Session:
             if self.ranks.first:
                 write_sample_data(self.recipe, self.folder / "data", self.console)
             self.recipe = with_sample_data(self.recipe, self.folder / "data")
-        # With the place of the sample data, without that of the files which the run keeps.
-        self.configuration = to_yaml(self.recipe)
 
     def _open_the_data(self) -> None:
-        self.train, self.validation = open_data(self.recipe, self.folder / "cache")
+        opened = open_data(self.recipe, self.folder / "cache")
+        earlier = None if self.continued is None else self.continued.recipe
+        self.recipe, (self.train, self.validation) = self.kind.settle(self.recipe, opened, earlier)
+        # With the place of the sample data, without that of the files which the run keeps.
+        self.configuration = to_yaml(self.recipe)
         if self.ranks.first:
             warn_of_small_cache(self.train)
             self._keep_assets(started=self.continued is not None)
@@ -112,12 +114,11 @@ class Session:
     def _resume(self) -> None:
         recipe = self.recipe
         self.display = ConsoleDisplay(self.console)
-        evaluate, every = self.kind.scores(self._subject())
         self.trainer = Trainer(
             recipe, self.engine, self.train, self.folder,
             configuration=recorded_configuration(recipe, self.configuration),
             display=self.display, measured=self.measured,
-            evaluate=None if every is None else evaluate, evaluate_every=every,
+            scoring=self.kind.scoring(self._subject()),
             stop_requested=lambda: self.interruption.requested,
         )  # fmt: skip
         if self.continued is not None:
@@ -133,6 +134,8 @@ class Session:
     def _train(self) -> Ending:
         with self.display, self.interruption.during_training():
             ending = Ending.FINISHED if self.finished else self.trainer.run()
+        if ending is Ending.NO_BETTER:
+            self._say(f"stopped at update {self.trainer.progress.update}: {self.recipe.train.keep_best} is {ending}")
         return Ending.INTERRUPTED if self.interruption.requested else ending
 
     def _stop(self, ending: Ending) -> int:

@@ -21,19 +21,24 @@ class Ending(StrEnum):
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
     OUT_OF_TIME = "out of time"
+    NO_BETTER = "no longer better"
 
 
 @dataclass
 class Progress:
-    """The position of a run: applied updates, samples of each modality, seconds so far, highest ``keep_best`` score."""
+    """The position of a run: applied updates, samples of each modality, seconds so far.
+
+    ``best``: the best score of those that ``train.keep_best`` names. ``stale``: scores since then.
+    """
 
     update: int = 0
     positions: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     best: float | None = None
+    stale: int = 0
 
-    def is_best(self, scores: Mapping[str, float], key: str | None) -> bool:
-        """Note the score that ``train.keep_best`` names, and see whether it is higher than ever.
+    def is_best(self, scores: Mapping[str, float], key: str | None, *, lowest: bool = False) -> bool:
+        """Note the score that ``train.keep_best`` names, and see whether it is higher (or lower) than ever.
 
         Raises:
             TrainingError: no such score.
@@ -42,9 +47,10 @@ class Progress:
             return False
         if key not in scores:
             raise TrainingError(f"train.keep_best={key}: evaluation gives no such value; choose of {', '.join(scores)}")
-        best = self.best is None or scores[key] > self.best
-        self.best = scores[key] if best else self.best
-        return best
+        better = self.best is None or (scores[key] < self.best if lowest else scores[key] > self.best)
+        self.best = scores[key] if better else self.best
+        self.stale = 0 if better else self.stale + 1
+        return better
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,12 @@ class Snapshot:
         tensors, generators = checkpoint.random_state(engine.device)
         random = {f"{engine.ranks.rank}/{name}": value for name, value in tensors.items()}
         state = {
-            "progress": {"positions": progress.positions, "seconds": progress.seconds, "best": progress.best},
+            "progress": {
+                "positions": progress.positions,
+                "seconds": progress.seconds,
+                "best": progress.best,
+                "stale": progress.stale,
+            },
             "health": health.state(),
             "data": {name: d.fingerprint for name, d in data.items()},
             "configuration": configuration,
@@ -105,6 +116,7 @@ def restored(
             {name: checkpoint.whole_number(state["progress"]["positions"][name], name) for name in data},
             checkpoint.number(state["progress"]["seconds"], "seconds"),
             checkpoint.number(state["progress"]["best"], "best", optional=True),
+            checkpoint.whole_number(state["progress"].get("stale", 0), "stale"),
         )
         if state["world"] == ranks.world:
             prefix = f"{ranks.rank}/"

@@ -18,6 +18,7 @@ from data2vec.core.training.display import Display
 from data2vec.core.training.health import HealthCheck
 from data2vec.core.training.monitor import Monitor
 from data2vec.core.training.progress import Ending, Progress, Snapshot, restored
+from data2vec.core.training.scoring import Scoring
 from data2vec.core.training.share import Share
 from data2vec.core.training.update import Updater
 
@@ -36,7 +37,7 @@ class Trainer:
         configuration: what a checkpoint records of the recipe, as plain values.
         display: shows progress.
         measured: ``flops_per_sample`` and ``peak_flops``, where TFLOP/s and MFU are to be shown.
-        evaluate: called every ``evaluate_every`` updates and after the last; what it returns joins the metrics.
+        scoring: how the task is scored while it trains; None: it is not.
         stop_requested: asked after each update.
     """
 
@@ -50,14 +51,13 @@ class Trainer:
         configuration: Mapping[str, Any],
         display: Display,
         measured: Mapping[str, float] | None = None,
-        evaluate: Callable[[], Mapping[str, float]] | None = None,
-        evaluate_every: int | None = None,
+        scoring: Scoring | None = None,
         stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
         train = recipe.train
         self.recipe, self.train, self.engine, self.data, self.folder = recipe, train, engine, dict(data), folder
         self.configuration, self.display, self.measured = configuration, display, dict(measured or {})
-        self.evaluate, self.evaluate_every, self.stop_requested = evaluate, evaluate_every, stop_requested
+        self.scoring, self.stop_requested = scoring, stop_requested
         self.ranks = engine.ranks
         self.share = Share.of(train, self.ranks.world)
         self.progress = Progress(positions=dict.fromkeys(data, 0))
@@ -103,7 +103,7 @@ class Trainer:
         self.monitor = Monitor(self.folder, self.health, start_update=self.progress.update, ranks=self.ranks)
         self.clock = Clock(self.train, self.progress.seconds)
         self.updater.open(self.progress.positions)
-        self.ending = Ending.FINISHED if self.progress.update >= self.train.updates else None
+        self.ending = Ending.FINISHED if self.progress.update >= self.train.updates else self._no_better()
         self.save_is_due, self._lines = False, 0
         self.engine.task.train()
         try:
@@ -157,14 +157,14 @@ class Trainer:
         self.ending = Ending.INTERRUPTED if stop else Ending.FINISHED if last else Ending.OUT_OF_TIME if is_up else None
 
     def _evaluate(self) -> bool:
-        """Evaluate where that is due; returns whether ``train.keep_best`` is higher than ever."""
-        last = self.progress.update == self.train.updates
-        if not self.evaluate or not (last or self._due(self.evaluate_every)):
+        """Evaluate where that is due; returns whether ``train.keep_best`` is better than ever."""
+        scoring, last = self.scoring, self.progress.update == self.train.updates
+        if scoring is None or scoring.every is None or not (last or self._due(scoring.every)):
             return False
         try:
             with self.ranks.together(), self.monitor.paused():
-                scores = self.evaluate()
-                best = self.progress.is_best(scores, self.train.keep_best)
+                scores, key = scoring.score(), self.train.keep_best
+                best = self.progress.is_best(scores, key, lowest=key in scoring.lowest)
                 self.monitor.write({"update": self.progress.update, **scores})
         except RankLostError:
             raise
@@ -173,7 +173,13 @@ class Trainer:
                 raise
             self.ending = Ending.INTERRUPTED
             return False
+        self.ending = self.ending or self._no_better()
         return best
+
+    def _no_better(self) -> Ending | None:
+        """See whether the scores have long been no better than the best."""
+        patience = None if self.scoring is None else self.scoring.patience
+        return Ending.NO_BETTER if patience is not None and self.progress.stale >= patience else None
 
     def _log(self, saving: bool) -> None:
         """Write a log line where one is due, also before a save: no update is saved that has not passed the checks."""
