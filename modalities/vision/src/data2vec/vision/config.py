@@ -13,13 +13,15 @@ from typing import ClassVar
 from torch import nn
 
 from data2vec.core.exhibit import Exhibit
-from data2vec.core.modality import Decoder, Masker, Modality
+from data2vec.core.modality import Decoder, Masker, Mixer, Modality
 from data2vec.core.model.encoder import Frontend
 from data2vec.core.model.transformer import build_blocks
 from data2vec.core.settings.declare import INSIDE, NOT_NEGATIVE, PART, Rule, at_least, section, setting
 from data2vec.core.settings.fields import TransformerConfig
+from data2vec.core.settings.finetuning import MixConfig
 from data2vec.core.settings.pretraining import PredictorConfig
 from data2vec.core.settings.rules import checked, predictor_problems
+from data2vec.vision.augment import ImageMixer
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
 from data2vec.vision.loader import EXTENSIONS, AugmentConfig, ImageDecoder
 from data2vec.vision.masker import BlockMasker, InverseBlockMasker, block_hidden, inverse_block_hidden
@@ -159,6 +161,7 @@ class Vision(Modality):
             ((*image, "mask."), lambda: [] if self._image_problems() else self.mask.problems(self.grid)),
             ((), lambda: self._position_problems(transformer)),
             (("predictor.",), lambda: self._predictor_problems(transformer)),
+            (("augment.",), self.augment.problems),
             (("channels", "mean", "std"), self._statistics_problems),
         )  # fmt: skip
 
@@ -184,6 +187,9 @@ class Vision(Modality):
 
     def build_masker(self) -> Masker:
         return self.mask.build()
+
+    def build_mixer(self, mix: MixConfig) -> Mixer:
+        return ImageMixer(mix)
 
     def build_decoder(self, *, train: bool) -> Decoder:
         return ImageDecoder(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +13,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
 from data2vec.core.batch import Example, Sample, decode_label
+from data2vec.core.data.stream.reading import preserved_generators, seed_generators
 from data2vec.core.errors import SampleError
 from data2vec.core.settings.declare import NOT_NEGATIVE, SHARE, Rule, setting
+from data2vec.vision.augment import erase, random_augment
 from data2vec.vision.image import MEMBERS, convert, read_image
 
 EXTENSIONS = tuple(MEMBERS)
@@ -26,7 +29,9 @@ class AugmentConfig:
     ``crop_scale``: smallest and largest share of the image that a random crop keeps before it is resized (aspect 3/4
     to 4/3, bicubic); null: the whole image is resized and its centre taken. ``translate``: a shift of up to so many
     pixels both ways, filled with black, for small drawings that a crop would cut. ``flip``: chance of a horizontal
-    flip. ``colour_jitter``: strength for brightness, contrast and saturation (2.0: 0).
+    flip. ``colour_jitter``: strength for brightness, contrast and saturation (2.0: 0). ``auto_augment``: timm's
+    RandAugment, such as ``rand-m9-mstd0.5-inc1``, in place of the colour jitter. ``erase``: chance that a rectangle
+    becomes noise.
     """
 
     crop_scale: tuple[float, float] | None = setting(
@@ -35,6 +40,18 @@ class AugmentConfig:
     translate: int = setting(0, NOT_NEGATIVE)
     flip: float = setting(0.5, SHARE)
     colour_jitter: float = setting(0.4, NOT_NEGATIVE)
+    auto_augment: str | None = None
+    erase: float = setting(0.0, SHARE)
+
+    def problems(self) -> list[str]:
+        """List what timm cannot read, one line each."""
+        if self.auto_augment is None:
+            return []
+        try:
+            random_augment(self.auto_augment, 32, (0.5,))
+        except ValueError as error:
+            return [f"vision.augment.auto_augment={self.auto_augment}: {error}"]
+        return []
 
 
 @dataclass(frozen=True)
@@ -64,8 +81,19 @@ class ImageDecoder:
             SampleError: no image, or an image that cannot be decoded or is too large.
         """
         label = decode_label(sample)
-        image = self._augmented(decode_image(sample, self.channels), seed)
-        return Example(self._normalised(image), label)
+        image = decode_image(sample, self.channels)
+        if self.augment is None:
+            return Example(self._normalised(centre_crop(image, self.size, self.crop)), label)
+        if self.augment.crop_scale is None:
+            image = centre_crop(image, self.size, 1.0)
+        if not (self._steps or self.augment.erase):
+            return Example(self._normalised(image), label)
+        with preserved_generators():  # torchvision and timm draw from the global generators and take no others
+            seed_generators(seed)
+            for step in self._steps:
+                image = step(image)
+            pixels = self._normalised(image)
+            return Example(erase(pixels, self.augment.erase) if self.augment.erase else pixels, label)
 
     def prepare(self, image: Image.Image, what: str = "it") -> Tensor:
         """(C, size, size) float32 of a PIL image, as evaluation sees it.
@@ -76,12 +104,12 @@ class ImageDecoder:
         return self._normalised(centre_crop(convert(image, self.channels, what), self.size, self.crop))
 
     @cached_property
-    def _steps(self) -> list[v2.Transform]:
+    def _steps(self) -> list[Callable[[Image.Image], Image.Image]]:
         """The random steps that are switched on."""
         augment = self.augment
         if augment is None:
             return []
-        steps: list[v2.Transform] = []
+        steps: list[Callable[[Image.Image], Image.Image]] = []
         if augment.crop_scale is not None:
             bicubic = InterpolationMode.BICUBIC
             steps.append(v2.RandomResizedCrop(self.size, scale=augment.crop_scale, interpolation=bicubic))
@@ -89,7 +117,9 @@ class ImageDecoder:
             steps.append(v2.RandomCrop(self.size, padding=augment.translate))
         if augment.flip:
             steps.append(v2.RandomHorizontalFlip(augment.flip))
-        if augment.colour_jitter:
+        if augment.auto_augment is not None:
+            steps.append(random_augment(augment.auto_augment, self.size, self.mean))
+        elif augment.colour_jitter:
             strength = augment.colour_jitter
             steps.append(v2.ColorJitter(strength, strength, strength if self.channels == 3 else 0.0))
         return steps
@@ -100,18 +130,6 @@ class ImageDecoder:
         std = 255.0 * torch.tensor(self.std, dtype=torch.float64)
         mean = 255.0 * torch.tensor(self.mean, dtype=torch.float64)
         return (1.0 / std).float(), (-mean / std).float()
-
-    def _augmented(self, image: Image.Image, seed: int) -> Image.Image:
-        if self.augment is None:
-            return centre_crop(image, self.size, self.crop)
-        if self.augment.crop_scale is None:
-            image = centre_crop(image, self.size, 1.0)
-        if self._steps:
-            with torch.random.fork_rng(devices=[]):  # torchvision draws from the global generator and takes no other
-                torch.default_generator.manual_seed(seed)
-                for step in self._steps:
-                    image = step(image)
-        return image
 
     def _normalised(self, image: Image.Image) -> Tensor:
         pixels = torch.from_numpy(np.array(image)).view(self.size, self.size, self.channels)
