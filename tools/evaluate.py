@@ -97,6 +97,9 @@ def _settings(run: LoadedRun, arguments: argparse.Namespace) -> Experiment:
         given["layers"] = arguments.layers
     if arguments.max_samples is not None:
         given["max_samples"] = arguments.max_samples
+    if not isinstance(run.experiment, Experiment):
+        kind = run.experiment.kind
+        raise ConfigError([f"{run.folder}: a run of {kind}, not of pretraining; its report has its scores"])
     experiment = run.experiment.replace(evaluation=given)
     if arguments.workers is not None:
         experiment = experiment.replace(data={"workers": arguments.workers})

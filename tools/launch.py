@@ -19,8 +19,9 @@ import sys
 from recipes import load_experiment
 
 from data2vec.core.errors import ConfigError
+from data2vec.core.run.choices import Choices
 from data2vec.core.run.cli import main as run
-from data2vec.core.settings.pretraining import Experiment
+from data2vec.core.settings.fields import Recipe
 
 _DEFAULT = "experiments/vision_base.py"
 _LOCAL_RANK = re.compile(r"--local[-_]rank(=\d+)?")  # DeepSpeed's launcher adds it; the environment says the same
@@ -32,13 +33,16 @@ def main(argv: list[str] | None = None) -> None:
     name = arguments.pop(0) if arguments and arguments[0].endswith(".py") else _DEFAULT
     try:
         module = load_experiment("vision_base" if name == _DEFAULT else name)
-        experiment, sample = getattr(module, "experiment", None), getattr(module, "sample", None)
-        if not isinstance(experiment, Experiment):
+        experiment, sample, before = (getattr(module, name, None) for name in ("experiment", "sample", "before"))
+        if not isinstance(experiment, Recipe | Choices):
             raise ConfigError([f"{name}: defines no `experiment`; see CONTRIBUTING.md on how to add one"])
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    run(experiment, sample, arguments, command=f"tools/launch.py {name}", document=f"{__doc__}\n{module.__doc__ or ''}")
+    run(
+        experiment, sample, arguments, before=before, command=f"tools/launch.py {name}",
+        document=f"{__doc__}\n{module.__doc__ or ''}",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ def chosen_experiment(name: str, *, sample: bool, overrides: Sequence[str]) -> E
     module = load_experiment(name)
     chosen = getattr(module, "sample" if sample else "experiment", None)
     if not isinstance(chosen, Experiment):
-        raise ConfigError([f"{name}: defines no {'sample' if sample else 'experiment'}"])
+        raise ConfigError([f"{name}: defines no {'sample' if sample else 'experiment'} of pretraining"])
     return apply_overrides(chosen, overrides)
 
 

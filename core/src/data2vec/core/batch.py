@@ -67,7 +67,7 @@ class Batch:
 
     def first(self, count: int) -> Self:
         """The first ``count`` samples."""
-        return replace(self._rows(range(min(count, len(self)))), broken=(), unused={})
+        return replace(self.rows(range(min(count, len(self)))), broken=(), unused={})
 
     def labelled(self) -> Self:
         """The samples with a label, padded no further than they need; all of them where none has one.
@@ -77,7 +77,7 @@ class Batch:
         chosen = (self.labels >= 0).nonzero().flatten().tolist()
         if len(chosen) in (0, len(self)):
             return self
-        part = replace(self, student_inputs=None, position_labels=None, broken=(), unused={})._rows(chosen)
+        part = replace(self, student_inputs=None, position_labels=None, broken=(), unused={}).rows(chosen)
         if part.lengths is None:
             return part
         return replace(part, inputs=part.inputs[:, : int(part.lengths.max())])
@@ -90,7 +90,7 @@ class Batch:
         """Called by the loader when the device is a GPU."""
         return self._mapped(Tensor.pin_memory)
 
-    def _rows(self, rows: Sequence[int]) -> Self:
+    def rows(self, rows: Sequence[int]) -> Self:
         """Those samples alone, of everything that is kept of each."""
         index = torch.tensor(rows, dtype=torch.int64)
         keys = tuple(self.keys[row] for row in rows) if self.keys else ()

@@ -5,6 +5,7 @@ Nothing of it is needed to train.
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -70,6 +71,10 @@ class Exhibit:
     def panels(self, drawn: Illustrations) -> list[Panel]:
         """Draw this modality's sections of the report."""
         return []
+
+    def cards(self, batch: Batch) -> list[str]:
+        """Self-contained HTML that shows each sample of a batch: a picture, a player, its text."""
+        return [html.escape(key) for key in batch.keys]
 
     def write_sample_shards(self, folder: Path) -> None:
         """Write the sample data as shards ``train-*.tar`` and ``validation-*.tar`` with an index each.

@@ -19,7 +19,7 @@ from data2vec.core.report.pictures import figure_svg
 
 _COLOURS = ("#1f5fae", "#d9822b", "#3a8f5d", "#8c5aa8")
 _MOST_POINTS = 600  # of a curve; more would swell the page and not be seen
-_STYLE: Any = {  # matplotlib types the keys as a Literal of every setting
+STYLE: Any = {  # matplotlib types the keys as a Literal of every setting
     "font.family": "sans-serif",
     "font.sans-serif": ["Arial", "Helvetica", "DejaVu Sans"],
     "font.size": 9,
@@ -59,6 +59,7 @@ class _Curve:
     from_zero: bool = False
 
 
+_COMMON_TITLES = ("Learning rate", "Gradient norm", "Throughput", "Waiting for data")
 _CURVES = (
     _Curve("Loss", "Regression of the teacher's targets at masked positions.", {"loss": "loss"}, smooth=True),
     _Curve(
@@ -100,6 +101,23 @@ _CURVES = (
 )
 
 
+_TUNING = (
+    _Curve(
+        "Loss", "Of the training samples as they are learnt from, and of the validation samples.",
+        {"loss": "training", "validation_loss": "validation"}, smooth=True,
+    ),
+    _Curve(
+        "Accuracy", "Training samples are judged as they are learnt from: augmented and mixed.",
+        {"accuracy": "validation", "loss_accuracy": "training"}, percent=True, smooth=True,
+    ),
+    _Curve("Average precision", "Validation samples, the mean over classes.", {"mean_average_precision": "mean"}),
+    _Curve("Correlation", "Of the validation samples.", {"pearson": "Pearson", "spearman": "Spearman"}),
+    _Curve("Error rates", "Of the validation clips.", {"wer": "words", "cer": "letters"}, percent=True, from_zero=True),
+)  # fmt: skip
+_COMMON = tuple(curve for curve in _CURVES if curve.title in _COMMON_TITLES)
+_BY_KIND = {"pretraining": _CURVES}
+
+
 def series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Updates and finite values of one metric, in order; of an update logged twice (a resumed run) the last counts."""
     values: dict[int, float] = {}
@@ -112,14 +130,18 @@ def series(history: Sequence[Mapping[str, Any]], key: str) -> tuple[NDArray[np.f
     return np.array(updates, dtype=np.float64), np.array([values[u] for u in updates], dtype=np.float64)
 
 
-def curves(history: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float]) -> list[tuple[str, str, str]]:
+def curves(
+    history: Sequence[Mapping[str, Any]], thresholds: Mapping[str, float], kind: str = "pretraining"
+) -> list[tuple[str, str, str]]:
     """(SVG data URI, title, caption) of every chart that has a value.
 
     Args:
+        history: the lines of ``metrics.jsonl``.
         thresholds: values below which the run stops, by metric; drawn as dashed lines.
+        kind: of training; it decides which charts there are.
     """
     drawn = []
-    for curve in _CURVES:
+    for curve in _BY_KIND.get(kind, (*_TUNING, *_COMMON)):
         points = {name: series(history, key) for key, name in curve.keys.items()}
         limits = {name: thresholds[key] for key, name in curve.keys.items() if key in thresholds}
         found = {name: one for name, one in points.items() if len(one[0])}
@@ -133,7 +155,7 @@ def _chart(
     found: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]],
     limits: Mapping[str, float],
 ) -> str:
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(4.3, 2.5), layout="constrained")
         axes = figure.add_subplot()
         for (name, (x, y)), colour in zip(found.items(), _COLOURS, strict=False):
@@ -199,7 +221,7 @@ def scatter(embedding: Embedding) -> str:
     points = embedding.points.numpy()
     labels = embedding.labels.tolist()
     colours = class_colours(labels)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(7.2, 5.4), layout="constrained")
         axes = figure.add_subplot()
         size = float(np.clip(9000 / max(len(points), 1), 6, 26))

@@ -7,6 +7,7 @@ import platform
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,6 +18,7 @@ from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.files import write_atomically
 from data2vec.core.pretraining.data2vec import Data2Vec
 from data2vec.core.report.page import Report, write_report
+from data2vec.core.settings.fields import TrainConfig
 from data2vec.core.settings.overrides import tree
 from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.training.monitor import read_metrics
@@ -60,7 +62,7 @@ def write_run_report(
     history = read_metrics(folder / "metrics.jsonl")
     report = Report(
         title=experiment.name,
-        subtitle=f"data2vec, {name}: {update:,} updates of {train.described_batch} in {_duration(seconds)}",
+        subtitle=f"data2vec, {name}: {update:,} updates of {train.described_batch} in {duration(seconds)}",
         config=settings,
         history=history,
         thresholds={"target_spread": train.min_target_spread, "prediction_spread": train.min_prediction_spread},
@@ -69,16 +71,7 @@ def write_run_report(
         embedding=embedding_map(
             features.x, features.labels, max_points=_MAPPED, seed=train.seed, class_names=data.class_names
         ),
-        facts={
-            "training time": _duration(seconds),
-            "updates": f"{update:,}",
-            "data of one update": train.described_batch,
-            "encoder parameters": f"{parameters:,}",
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
-            "seed": train.seed,
-            "versions": f"data2vec-core {version('data2vec-core')}, torch {torch.__version__}, "
-            f"Python {platform.python_version()}",
-        },
+        facts=facts(train, device, update=update, seconds=seconds, parameters=parameters),
     )
     write_report(path, report)
 
@@ -95,11 +88,26 @@ def _panels(
     return panels
 
 
+def facts(train: TrainConfig, device: torch.device, *, update: int, seconds: float, parameters: int) -> dict[str, Any]:
+    """The facts of a run that its page ends with."""
+    return {
+        "training time": duration(seconds),
+        "updates": f"{update:,}",
+        "data of one update": train.described_batch,
+        "encoder parameters": f"{parameters:,}",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "seed": train.seed,
+        "versions": f"data2vec-core {version('data2vec-core')}, torch {torch.__version__}, "
+        f"Python {platform.python_version()}",
+    }
+
+
 def _processor() -> str:
     return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads)"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time for people."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

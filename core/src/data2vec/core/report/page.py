@@ -28,13 +28,17 @@ _LEGEND_LIMIT = 40
 class Report:
     """The contents of a page; anything may be missing.
 
-    ``title``; ``subtitle``: what ran, in one line. ``config``: settings by section, values plain or nested.
+    ``title``; ``subtitle``: what ran, in one line. ``kind``: of training. ``lead``: the result in one sentence.
+    ``tiles``: values and their names. ``config``: settings by section, values plain or nested.
     ``history``: the lines of ``metrics.jsonl``. ``thresholds``: values of a metric below which the run stops
     (``target_spread``, ``prediction_spread``). ``facts``: duration, samples, parameters, device, versions, seed.
     """
 
     title: str
     subtitle: str = ""
+    kind: str = "pretraining"
+    lead: str = ""
+    tiles: Sequence[tuple[str, str]] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -78,8 +82,8 @@ def _main_row(evaluation: EvaluationResult) -> Row | None:
 
 
 def _headline(report: Report) -> str:
-    tiles: list[tuple[str, str]] = []
-    sentence = ""
+    tiles: list[tuple[str, str]] = list(report.tiles)
+    sentence = report.lead
     if report.evaluation is not None and (main := _main_row(report.evaluation)) is not None:
         sentence = _verdict(report.evaluation, main)
         scores = {
@@ -156,7 +160,7 @@ def _bars(title: str, values: Sequence[tuple[str, float | None]]) -> str:
 
 
 def _curves(report: Report) -> str:
-    drawn = curves(report.history, report.thresholds)
+    drawn = curves(report.history, report.thresholds, report.kind)
     if not drawn:
         return ""
     figures = "".join(

@@ -19,8 +19,9 @@ from data2vec.core.modality import Modality
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.folder import CONFIGURATION
 from data2vec.core.run.kinds import kind_of
+from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.finetuning import FineTuning
 from data2vec.core.settings.overrides import from_yaml, validate
-from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.task import Task
 
 M = TypeVar("M", bound=Modality)
@@ -31,7 +32,7 @@ class LoadedRun:
     """A run's settings and its model with the weights of a checkpoint, in evaluation mode."""
 
     folder: Path
-    experiment: Experiment
+    experiment: Recipe
     model: Task[Any]
     update: int
     device: torch.device
@@ -55,7 +56,7 @@ class LoadedRun:
         lengths: Tensor | None = None,
         modality: str | None = None,
         layers: str | int = "top_k",
-        of: str = "teacher",
+        of: str = "",
     ) -> Features:
         """Representations of prepared inputs.
 
@@ -64,13 +65,14 @@ class LoadedRun:
             lengths: (B,) valid lengths where inputs are padded.
             modality: needed when the model has several.
             layers: see :meth:`data2vec.core.model.encoder.Encoder.features`.
-            of: which of the task's encoders; pretraining has ``teacher`` and ``student``.
+            of: which of the task's encoders; empty: the preferred one. Pretraining has ``teacher`` and ``student``.
 
         Raises:
             ValueError: no such layer or encoder.
         """
         name = modality or next(iter(self.experiment.modalities))
         encoders = self.model.encoders()
+        of = of or next(iter(encoders), "")
         if of not in encoders:
             raise ValueError(f"of={of!r}: choose {' or '.join(encoders)}")
         on = self.device
@@ -81,7 +83,7 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
     """Read a run's folder, or one of its checkpoints.
 
     Args:
-        run: ``runs/NAME`` (its newest checkpoint) or ``runs/NAME/checkpoints/update-...``.
+        run: ``runs/NAME`` (its newest checkpoint; of fine-tuning the best) or ``runs/NAME/checkpoints/update-...``.
         device: ``auto``, ``cpu``, ``cuda`` ...
 
     Raises:
@@ -89,14 +91,13 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
         ConfigError: the configuration is not valid.
     """
     path = Path(run)
-    is_checkpoint = (path / "state.json").is_file()
-    folder = path.parent.parent if is_checkpoint else path
-    saved = path if is_checkpoint else checkpoint.latest(folder / "checkpoints")
-    if not (folder / CONFIGURATION).is_file():
-        raise CheckpointError(f"{folder}: no run there (it has no {CONFIGURATION}); name a folder such as runs/NAME")
+    folder = folder_of(path)
+    experiment = configuration_of(folder)
+    checkpoints = folder / "checkpoints"
+    best = checkpoint.named(checkpoints, "best") if isinstance(experiment, FineTuning) else None
+    saved = path if folder != path else best or checkpoint.latest(checkpoints)
     if saved is None:
         raise CheckpointError(f"{folder}: this run has saved no checkpoint yet; train it first")
-    experiment = from_yaml(folder / CONFIGURATION)
     validate(experiment)
     experiment = experiment.replace(
         modalities={name: located(modality, folder) for name, modality in experiment.modalities.items()}
@@ -110,7 +111,24 @@ def load_run(run: str | Path, *, device: str = "auto") -> LoadedRun:
     return LoadedRun(folder, experiment, model.to(target).eval(), loaded.state["update"], target)
 
 
-def _build(experiment: Experiment, weights: SavedTensors, source: Path) -> Task[Any]:
+def folder_of(run: Path) -> Path:
+    """The folder of a run, of which ``run`` may be a checkpoint."""
+    return run.parent.parent if (run / "state.json").is_file() else run
+
+
+def configuration_of(folder: Path) -> Recipe:
+    """The settings of a run, as it keeps them.
+
+    Raises:
+        CheckpointError: there is no run.
+        ConfigError: they cannot be read.
+    """
+    if not (folder / CONFIGURATION).is_file():
+        raise CheckpointError(f"{folder}: no run there (it has no {CONFIGURATION}); name a folder such as runs/NAME")
+    return from_yaml(folder / CONFIGURATION, None)
+
+
+def _build(experiment: Recipe, weights: SavedTensors, source: Path) -> Task[Any]:
     """A model for some saved weights; settings that are none of theirs may ask for more than the memory there is.
 
     Raises:

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from data2vec.core.data.dataset import EvaluationData, TrainData
-from data2vec.core.data.shards.beside import beside, keep, located
+from data2vec.core.data.shards.beside import beside, keep, kept_files, located
 from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.errors import ConfigError, Data2VecError
 from data2vec.core.settings.fields import Recipe
@@ -128,15 +128,21 @@ def with_assets(
     folder: Path,
     *,
     started: bool,
+    source: Path | None = None,
 ) -> Recipe:
-    """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there."""
+    """Keep the files that lie beside the shards (a tokenizer) in the run's folder, and read them from there.
+
+    ``source``: the folder of the run that this one starts from, whose files come first.
+    """
     modalities = {}
     for name, modality in recipe.modalities.items():
         written = []
         try:
+            theirs = {} if source is None else kept_files(source, modality.assets)
+            written += keep(folder, theirs, started=started)
             for data in (train[name], validation[name]):
                 files = beside(data.shards, modality.assets)
-                written += keep(folder, files, started=started or data is validation[name])
+                written += keep(folder, files, started=started or bool(theirs) or data is validation[name])
             modalities[name] = located(modality, folder)
         except Data2VecError:
             for path in written:  # else the next command would take them for the run's own

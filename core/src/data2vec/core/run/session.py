@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import replace
+from pathlib import Path
 
 from rich.console import Console
 
@@ -16,10 +17,11 @@ from data2vec.core.run.build import build_engine, build_task, measure
 from data2vec.core.run.folder import check_folder, hold, run_folder, write_configuration
 from data2vec.core.run.kind import Subject
 from data2vec.core.run.kinds import kind_of
-from data2vec.core.run.load import load_run
+from data2vec.core.run.load import folder_of, load_run
 from data2vec.core.run.prepare import open_data, warn_of_small_cache, with_assets, with_sample_data, write_sample_data
 from data2vec.core.run.resume import find_checkpoint, recorded_configuration
 from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.finetuning import FineTuning
 from data2vec.core.settings.overrides import to_yaml
 from data2vec.core.training.display import ConsoleDisplay
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
@@ -98,7 +100,11 @@ class Session:
             self._keep_assets(started=True)  # rank 0 has put them there
 
     def _keep_assets(self, *, started: bool) -> None:
-        self.recipe = with_assets(self.recipe, self.train, self.validation, self.folder, started=started)
+        source = self.recipe.source if isinstance(self.recipe, FineTuning) and self.continued is None else None
+        self.recipe = with_assets(
+            self.recipe, self.train, self.validation, self.folder, started=started,
+            source=None if source is None else folder_of(Path(source)),
+        )  # fmt: skip
 
     def _build(self) -> None:
         recipe = self.recipe

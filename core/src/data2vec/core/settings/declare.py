@@ -74,17 +74,21 @@ MEMBER = matching(
 class Declared:
     """The things that stand beside a field: its rule, its freedom, and whether fine-tuning chooses it anew.
 
-    ``anew``: it says how a network is trained, or on which inputs, and not what the network is.
+    ``anew``: it says how a network is trained, or on which inputs, and not what the network is. ``inherited``: it is
+    chosen anew only where the user does so on the command line.
     """
 
     rule: Rule | None = None
     free: Free = Free.NO
     anew: bool = False
+    inherited: bool = False
 
 
-def setting(default: T, rule: Rule | None = None, free: Free = Free.NO, *, anew: bool = False) -> T:
+def setting(
+    default: T, rule: Rule | None = None, free: Free = Free.NO, *, anew: bool = False, inherited: bool = False
+) -> T:
     """Declare a setting: a field of a dataclass with its default; see :class:`Declared`."""
-    field: Any = dataclasses.field(default=default, metadata={_DECLARED: Declared(rule, free, anew)})
+    field: Any = dataclasses.field(default=default, metadata={_DECLARED: Declared(rule, free, anew, inherited)})
     return field  # type: ignore[no-any-return]  # as dataclasses.field does, for the type of the attribute
 
 

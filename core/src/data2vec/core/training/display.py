@@ -11,6 +11,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 _SECONDS_BETWEEN_LINES = 10.0
+_SHOWN = (  # metrics, their names and digits
+    ("loss", "loss", 3),
+    ("target_spread", "targets", 2),
+    ("prediction_spread", "predictions", 2),
+    ("loss_accuracy", "training accuracy", 3),
+    ("accuracy", "accuracy", 3),
+    ("mean_average_precision", "precision", 3),
+    ("pearson", "correlation", 3),
+    ("wer", "WER", 3),
+)
 
 
 class Display(Protocol):
@@ -52,10 +62,8 @@ class ConsoleDisplay:
 
     def update(self, line: Mapping[str, float], updates: int) -> None:
         """Show a line of metrics."""
-        values = (
-            f"loss {line['loss']:.3f}  targets {line['target_spread']:.2f}  predictions {line['prediction_spread']:.2f}"
-            f"  {line['samples_per_second']:.0f} samples/s"
-        )
+        shown = [f"{name} {line[key]:.{digits}f}" for key, name, digits in _SHOWN if key in line]
+        values = "  ".join([*shown, f"{line['samples_per_second']:.0f} samples/s"])
         update = int(line["update"])
         if self._bar is not None:
             if self._task is None:

@@ -105,6 +105,7 @@ class Trainer:
         self.updater.open(self.progress.positions)
         self.ending = Ending.FINISHED if self.progress.update >= self.train.updates else self._no_better()
         self.save_is_due, self._lines = False, 0
+        self._scores: Mapping[str, float] = {}
         self.engine.task.train()
         try:
             yield
@@ -166,6 +167,7 @@ class Trainer:
                 scores, key = scoring.score(), self.train.keep_best
                 best = self.progress.is_best(scores, key, lowest=key in scoring.lowest)
                 self.monitor.write({"update": self.progress.update, **scores})
+                self._scores = scores
         except RankLostError:
             raise
         except Data2VecError:  # of a shard that evaluation has to wait for, where the run is to stop
@@ -188,7 +190,7 @@ class Trainer:
             inspect = self._lines % _INSPECT_EVERY == 0 or self.ending is not None
             known = {**self.updater.known(update, inspect=inspect), "seconds": self.progress.seconds, **self.measured}
             with self.ranks.together():
-                self.display.update(self.monitor.flush(**known), self.train.updates)
+                self.display.update({**self.monitor.flush(**known), **self._scores}, self.train.updates)
             self._lines += 1
         elif update % _CHECK_EVERY == 0:
             with self.ranks.alike():

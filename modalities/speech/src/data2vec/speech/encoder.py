@@ -38,12 +38,10 @@ class SpeechEncoder:
     run: LoadedRun
     decoder: AudioDecoder
     layers: str | int = "top_k"
-    of: str = "teacher"
+    of: str = ""
 
     @classmethod
-    def load(
-        cls, run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-    ) -> SpeechEncoder:
+    def load(cls, run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> SpeechEncoder:
         """Read a run's folder or checkpoint.
 
         Raises:
@@ -134,8 +132,6 @@ def _waveform(clip: Tensor | NDArray[Any]) -> Waveform:
     return waveform
 
 
-def load_encoder(
-    run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-) -> SpeechEncoder:
+def load_encoder(run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> SpeechEncoder:
     """:meth:`SpeechEncoder.load`."""
     return SpeechEncoder.load(run, layers=layers, of=of, device=device)

@@ -27,12 +27,10 @@ class TextEncoder:
     run: LoadedRun
     text: Text
     layers: str | int = "top_k"
-    of: str = "teacher"
+    of: str = ""
 
     @classmethod
-    def load(
-        cls, run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-    ) -> TextEncoder:
+    def load(cls, run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> TextEncoder:
         """Read a run's folder or checkpoint, with the tokenizer that it keeps.
 
         Raises:
@@ -90,8 +88,6 @@ def _as_batch(texts: str | Iterable[str]) -> list[str]:
     return batch
 
 
-def load_encoder(
-    run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-) -> TextEncoder:
+def load_encoder(run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> TextEncoder:
     """:meth:`TextEncoder.load`."""
     return TextEncoder.load(run, layers=layers, of=of, device=device)

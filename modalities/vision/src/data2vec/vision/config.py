@@ -115,7 +115,7 @@ class Vision(Modality):
     name: ClassVar[str] = "vision"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
 
-    image_size: int = setting(224, at_least(1), anew=True)
+    image_size: int = setting(224, at_least(1), anew=True, inherited=True)
     patch_size: int = setting(16, at_least(1))
     channels: int = setting(3, Rule(lambda channels: channels in (1, 3), "choose 3 (RGB) or 1 (grey)"))
     positions: PositionKind = PositionKind.RELATIVE
@@ -127,7 +127,8 @@ class Vision(Modality):
     mask: MaskConfig = field(default_factory=MaskConfig)
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     augment: AugmentConfig = section(AugmentConfig, anew=True)
-    evaluation_crop: float = setting(0.875, PART, anew=True)  # share of the shorter side that evaluation looks at
+    # Share of the shorter side that evaluation looks at.
+    evaluation_crop: float = setting(0.875, PART, anew=True, inherited=True)
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # of ImageNet's channels in [0, 1]
     std: tuple[float, ...] = setting((0.229, 0.224, 0.225), _ABOVE_0)
 

@@ -31,12 +31,10 @@ class ImageEncoder:
     run: LoadedRun
     decoder: ImageDecoder
     layers: str | int = "top_k"
-    of: str = "teacher"
+    of: str = ""
 
     @classmethod
-    def load(
-        cls, run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-    ) -> ImageEncoder:
+    def load(cls, run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> ImageEncoder:
         """Read a run's folder or checkpoint.
 
         Raises:
@@ -92,8 +90,6 @@ class ImageEncoder:
         return pooled
 
 
-def load_encoder(
-    run: str | Path, *, layers: str | int = "top_k", of: str = "teacher", device: str = "auto"
-) -> ImageEncoder:
+def load_encoder(run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> ImageEncoder:
     """:meth:`ImageEncoder.load`."""
     return ImageEncoder.load(run, layers=layers, of=of, device=device)

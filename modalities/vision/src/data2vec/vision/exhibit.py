@@ -10,7 +10,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
-from data2vec.vision.panels import panels
+from data2vec.vision.panels import panels, pictures
 from data2vec.vision.samples import write_mnist_shards
 
 if TYPE_CHECKING:
@@ -37,6 +37,9 @@ class VisionExhibit(Exhibit):
     def panels(self, drawn: Illustrations) -> list[Panel]:
         vision = self._vision
         return panels(drawn, mean=vision.mean, std=vision.std, patch=vision.patch_size)
+
+    def cards(self, batch: Batch) -> list[str]:
+        return pictures(batch.inputs, self._vision.mean, self._vision.std)
 
     def write_sample_shards(self, folder: Path) -> None:
         write_mnist_shards(folder)

@@ -43,6 +43,11 @@ def panels(drawn: Illustrations, *, mean: Sequence[float], std: Sequence[float],
     return [_masked_panel(originals, drawn, (gh, gw)), _components_panel(originals, drawn, (gh, gw))]
 
 
+def pictures(inputs: Tensor, mean: Sequence[float], std: Sequence[float]) -> list[str]:
+    """An image tag for each of (B, C, H, W) normalised inputs."""
+    return [image(png(_enlarge(picture)), "image") for picture in _to_uint8(inputs, mean, std)]
+
+
 def _masked_panel(originals: list[Picture], drawn: Illustrations, grid: tuple[int, int]) -> Panel:
     masks = drawn.mask[: len(originals)].cpu().numpy()
     count = masks.shape[1]

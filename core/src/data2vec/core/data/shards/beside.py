@@ -71,6 +71,18 @@ def keep(folder: Path, files: Mapping[str, bytes], *, started: bool) -> list[Pat
     return written
 
 
+def kept_files(folder: Path, names: tuple[str, ...]) -> dict[str, bytes]:
+    """The files of these names that a run keeps.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    try:
+        return {name: read_file(folder / name) for name in names if (folder / name).is_file()}
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
 def require_same(folder: Path, files: Mapping[str, bytes]) -> None:
     """Check that files beside some shards are those which a run was trained with.
 
