@@ -124,7 +124,9 @@ class FineTuned(Task[P], Generic[P]):
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
-            vector = parameter.squeeze().ndim < 2 or name.endswith(".prefix")
+            # The released code of 2.0, which leaves the rates below the blocks alone, lets the CLS token decay.
+            still = name.endswith(".prefix") and self.learning.layer_decay_embeddings
+            vector = still or (parameter.squeeze().ndim < 2 and not name.endswith(".prefix"))
             starts = self.learning.freeze_updates if id(parameter) in encoder else 0
             key = (0.0 if vector else optim.weight_decay, decay ** scales.get(id(parameter), 0), starts)
             found.setdefault(key, []).append(parameter)
