@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from timm.data.mixup import Mixup
 from torch import Tensor
 
 from data2vec.core import Batch
+from data2vec.core.data.stream.reading import preserved_generators, seed_generators
 from data2vec.core.finetuning.classification import Classification
 from data2vec.core.finetuning.labels import one_hot
+from data2vec.core.hashing import derive
 from data2vec.core.settings.fields import NormOrder, OptimConfig, TransformerConfig
 from data2vec.core.settings.finetuning import Classification as Settings
 from data2vec.core.settings.finetuning import HeadConfig, LabelConfig, MixConfig, Pool
@@ -21,7 +22,7 @@ from data2vec.text import Text
 from data2vec.text import published as of_text
 from data2vec.vision import PositionKind, Vision
 from data2vec.vision import published as of_images
-from data2vec.vision.augment import ImageMixer
+from data2vec.vision.augment import _MIX, ImageMixer
 
 released = load_module("released", Path(__file__).with_name("released.py"))
 TOLERANCE = 1e-5
@@ -87,24 +88,15 @@ class TestImages:
 
     def test_mixtures(self, golden: Golden) -> None:
         """The mixer gives what timm's Mixup gives with labels, for the same draws."""
-        from timm.data.mixup import Mixup
-
         mixer = ImageMixer(MixConfig(0.7, 1.0, 0.9, 0.5))
+        whole = Mixup(0.7, 1.0, None, 0.9, 0.5, label_smoothing=0.1, num_classes=10)
         labels, inputs = golden["labels"].long(), golden["input"]
         kinds = set()
         for update in range(40):
             mixed, targets = mixer(inputs, one_hot(labels, 10, 0.1), torch.arange(4), seed=3, update=update)
-            from data2vec.core.data.stream.reading import seed_generators
-            from data2vec.core.hashing import derive
-
-            state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-            seed_generators(derive(3, update, 0, 22))
-            theirs, wanted = Mixup(0.7, 1.0, None, 0.9, 0.5, label_smoothing=0.1, num_classes=10)(
-                inputs.clone(), labels
-            )
-            random.setstate(state[0])
-            np.random.set_state(state[1])
-            torch.set_rng_state(state[2])
+            with preserved_generators():
+                seed_generators(derive(3, update, 0, _MIX))
+                theirs, wanted = whole(inputs.clone(), labels)
             assert torch.equal(mixed, theirs)
             torch.testing.assert_close(targets, wanted)
             kinds.add("none" if torch.equal(mixed, inputs) else "mixed")
@@ -119,7 +111,9 @@ class TestImages:
 
     def test_rates_and_decays(self, task: Classification, golden: Golden) -> None:
         groups = {
-            id(parameter): group for group in task.groups(OptimConfig(weight_decay=0.05)) for parameter in group.parameters
+            id(parameter): group
+            for group in task.groups(OptimConfig(weight_decay=0.05))
+            for parameter in group.parameters
         }
         ours = dict(task.named_parameters())
         rates, decays = golden.meta["lr_scale"], golden.meta["weight_decay_scale"]
@@ -132,16 +126,15 @@ class TestImages:
             assert group.weight_decay == pytest.approx(0.05 * decays[name]), name
 
 
-def text_name(name: str) -> tuple[str, str]:
-    """Our name of one of their parameters, and the part of it that is meant (q, k, v or nothing)."""
+def text_name(name: str) -> tuple[str, int | None]:
+    """Our name of one of their parameters, and which third of it is meant."""
     head = "classification_heads.sentence_classification_head."
     if name.startswith(head):
         part, _, kind = name.removeprefix(head).rpartition(".")
-        return f"head.{ {'dense': 'hidden', 'out_proj': 'projection'}[part]}.{kind}", ""
-    ours = of_text.our_name(name.removeprefix("model."))
-    assert ours is not None, name
-    letter = next((letter for letter in "qkv" if f".{letter}_proj." in name), "")
-    return ours.replace("student.", "backbone.encoder."), letter
+        return f"head.{ {'dense': 'hidden', 'out_proj': 'projection'}[part] }.{kind}", None
+    place = of_text.our_place(name.removeprefix("model."))
+    assert place is not None, name
+    return place.name.replace("student.", "backbone.encoder."), place.part
 
 
 @pytest.mark.parametrize("name", ["text1_classification", "text2_classification"])
@@ -186,9 +179,8 @@ class TestTexts:
         task(task.prepare(self.batch(golden), seed=0, update=0)).total.backward()
 
         def part(theirs: str) -> tuple[str, slice]:
-            ours, letter = text_name(theirs)
-            start = 32 * "qkv".index(letter) if letter else 0
-            return ours, slice(start, start + 32) if letter else slice(None)
+            ours, third = text_name(theirs)
+            return ours, slice(None) if third is None else slice(32 * third, 32 * third + 32)
 
         errors = released.gradient_errors(task, golden, part)
         assert len(errors) >= 30
