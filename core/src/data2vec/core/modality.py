@@ -68,6 +68,7 @@ class Modality(ModalitySettings):
     """Settings and parts of one modality. Subclasses set ``name`` and ``extensions`` and add their fields."""
 
     length_unit: ClassVar[str] = ""  # what input lengths count, where samples differ ("tokens")
+    units_of_second: ClassVar[int] = 1  # how many of these a second has
     assets: ClassVar[tuple[str, ...]] = ()  # files beside the shards that a run keeps (a tokenizer)
 
     @property
@@ -93,6 +94,14 @@ class Modality(ModalitySettings):
             ConfigError: samples of this modality are not mixed.
         """
         raise ConfigError([f"mix.mixup={mix.mixup}: {self.name} is not mixed; set mix.mixup=0 and mix.cutmix=0"])
+
+    def build_span_masker(self, ratio: float, length: int) -> Masker:
+        """Build the masker of fine-tuning: spans that start at random and may overlap, one mask for each sample.
+
+        Raises:
+            ConfigError: nothing of this modality is masked so.
+        """
+        raise ConfigError([f"frame_masks.time={ratio}: {self.name} has no frames; fine-tune it for classes"])
 
     def maskable(self, batch: Batch) -> Tensor | None:
         """(B, T) bool, the positions that may be hidden, where the input decides that (no special tokens)."""

@@ -176,3 +176,59 @@ class Classification(FineTuning):
     @property
     def scores(self) -> tuple[str, ...]:
         return SCORES[self.labels.kind]
+
+
+class Case(StrEnum):
+    """The letters of transcripts as they are, or all of them in upper or lower case."""
+
+    KEEP = "keep"
+    UPPER = "upper"
+    LOWER = "lower"
+
+
+@dataclass(frozen=True)
+class LetterConfig:
+    """The symbols that speech is written with, and the transcripts that are learnt from (member ``txt``)."""
+
+    # The rows of the head: the first is CTC's blank, ``|`` stands between words. Empty: a blank, ``|`` and the letters
+    # of the training transcripts.
+    symbols: tuple[str, ...] = setting((), free=Free.YES)
+    case: Case = Case.KEEP
+    # Learn from so many minutes of the transcribed clips alone, drawn by train.seed; null: from all of them.
+    minutes: float | None = setting(None, POSITIVE)
+    min_words: int = setting(1, at_least(1))  # clips with fewer words are left out
+
+
+@dataclass(frozen=True)
+class FrameMaskConfig:
+    """The masks of wav2vec 2.0 in fine-tuning (Baevski et al. 2020, section 4.3): of frames, and of channels.
+
+    Hidden frames become the mask token, hidden channels 0.
+
+    ``time``, ``channels``: the length of all spans together as a share of the frames, or of the channels; overlaps
+    count twice. 0 switches one off.
+    """
+
+    time: float = setting(0.65, NOT_NEGATIVE)
+    time_length: int = setting(10, at_least(1))  # frames of a span
+    channels: float = setting(0.25, NOT_NEGATIVE)
+    channel_length: int = setting(64, at_least(1))  # channels of a span
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition(FineTuning):
+    """The settings of fine-tuning for letters with CTC (Graves et al. 2006)."""
+
+    kind: ClassVar[str] = "recognition"
+    order: ClassVar[tuple[str, ...]] = (
+        "kind", "name", "modalities", *_SHARED, "letters", "frame_masks", "final_dropout", "transformer", "optim",
+        "data", "train", "engine", "evaluation",
+    )  # fmt: skip
+
+    letters: LetterConfig = section(LetterConfig)
+    frame_masks: FrameMaskConfig = section(FrameMaskConfig)
+    final_dropout: float = setting(0.0, RATE)  # before the projection onto letters
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        return ("wer", "cer", "validation_loss")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from data2vec.core.settings.finetuning import Classification, FineTuning, Freeze, LabelKind
+from data2vec.core.settings.finetuning import Classification, FineTuning, Freeze, LabelKind, Recognition
 
 
 def _keep_best(recipe: FineTuning) -> list[str]:
@@ -72,10 +72,23 @@ def _labels(recipe: FineTuning) -> list[str]:
     return found
 
 
+def _symbols(recipe: FineTuning) -> list[str]:
+    if not isinstance(recipe, Recognition) or not recipe.letters.symbols:
+        return []
+    symbols, found = recipe.letters.symbols, []
+    repeated = sorted({symbol for symbol in symbols if symbols.count(symbol) > 1})
+    if repeated:
+        found.append(f"letters.symbols: {', '.join(repeated)} given more than once")
+    if "|" not in symbols[1:]:
+        found.append("letters.symbols: has no | after the blank, which stands between words; add it")
+    return found
+
+
 FINETUNING: tuple[tuple[tuple[str, ...], Callable[[FineTuning], list[str]]], ...] = (
     (("train.keep_best", "evaluation.every", "evaluation.patience"), _keep_best),
     (("train.init_from",), _beginning),
     (("freeze_layers", "freeze_updates", "train.updates"), _frozen),
     (("labels.smoothing", "labels.weights"), _labels),
+    ((), _symbols),
 )
 """Checks of several settings, each with the keys that must be sound in themselves."""

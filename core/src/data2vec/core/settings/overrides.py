@@ -24,7 +24,7 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.files import read_file
 from data2vec.core.settings import rules
 from data2vec.core.settings.fields import Recipe
-from data2vec.core.settings.finetuning import Classification
+from data2vec.core.settings.finetuning import Classification, Recognition
 from data2vec.core.settings.pretraining import Experiment
 from data2vec.core.settings.registry import ModalitySettings
 from data2vec.core.settings.schema import hints
@@ -33,7 +33,7 @@ from data2vec.core.settings.tree import differences, flatten, parse, plain, sect
 __all__ = ["apply_overrides", "differences", "flatten", "from_yaml", "to_yaml", "tree", "validate"]
 
 R = TypeVar("R", bound=Recipe)
-KINDS: dict[str, type[Recipe]] = {kind.kind: kind for kind in (Experiment, Classification)}
+KINDS: dict[str, type[Recipe]] = {kind.kind: kind for kind in (Experiment, Classification, Recognition)}
 """The recipes of each kind of training."""
 
 

@@ -92,6 +92,7 @@ class Speech(Modality):
     name: ClassVar[str] = "speech"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     length_unit: ClassVar[str] = "samples at 16 kHz"
+    units_of_second: ClassVar[int] = 16_000
 
     channels: tuple[int, ...] = setting((512,) * 7, _OF_EACH)  # of each convolution over the waveform
     kernels: tuple[int, ...] = setting((10, 3, 3, 3, 3, 2, 2), _OF_EACH)
@@ -167,6 +168,9 @@ class Speech(Modality):
 
     def build_masker(self) -> Masker:
         return self.mask.build()
+
+    def build_span_masker(self, ratio: float, length: int) -> Masker:
+        return SpanMasker(ratio, length, min_spans=0)
 
     def build_decoder(self, *, train: bool) -> Decoder:
         geometry = self.geometry
