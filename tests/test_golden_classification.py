@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ class TestTexts:
         ratio = 1.5 if name == "text1_classification" else 3.0
         recipe = Settings(
             modalities={"text": Text(vocabulary=len(embedding), block=48, dropout=0.0)},
-            transformer=TransformerConfig(depth=2, width=32, heads=4, mlp_ratio=ratio, norm_order=NormOrder.POST, norm_eps=1e-5),
+            transformer=replace(TINY, mlp_ratio=ratio, norm_eps=1e-5),
             labels=LabelConfig(classes=tuple("abc")),
             head=HeadConfig(pool=Pool.FIRST, norm=False, hidden=True),
         )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -14,6 +15,7 @@ from data2vec.core.finetuning.scores import predict, scores
 from data2vec.core.run.kind import Data, Subject
 from data2vec.core.settings.fields import Recipe
 from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Classification
+from data2vec.core.task import Task as AnyTask
 from data2vec.core.training.progress import Progress
 from data2vec.core.training.scoring import Scoring
 
@@ -61,7 +63,7 @@ class Classifying:
         console.print(f"[bold]report: {path}[/] (open it in a browser)", soft_wrap=True)
 
 
-def take_the_best(task: Task, folder: Path, progress: Progress) -> int:
+def take_the_best(task: AnyTask[Any], folder: Path, progress: Progress) -> int:
     """Take the weights of the checkpoint with the best score, where there is one; returns its update."""
     best = checkpoint.named(folder / "checkpoints", "best")
     if best is None:

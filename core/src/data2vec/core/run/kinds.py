@@ -6,11 +6,16 @@ from data2vec.core.errors import ConfigError
 from data2vec.core.run.classifying import Classifying
 from data2vec.core.run.kind import Kind
 from data2vec.core.run.pretraining import Pretraining
+from data2vec.core.run.recognising import Recognising
 from data2vec.core.settings.fields import Recipe
-from data2vec.core.settings.finetuning import Classification
+from data2vec.core.settings.finetuning import Classification, Recognition
 from data2vec.core.settings.pretraining import Experiment
 
-_KINDS: dict[str, Kind] = {Experiment.kind: Pretraining(), Classification.kind: Classifying()}
+_KINDS: dict[str, Kind] = {
+    Experiment.kind: Pretraining(),
+    Classification.kind: Classifying(),
+    Recognition.kind: Recognising(),
+}
 
 
 def kind_of(recipe: Recipe) -> Kind:

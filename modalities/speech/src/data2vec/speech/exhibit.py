@@ -12,7 +12,7 @@ from data2vec.core.batch import Batch
 from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
 from data2vec.speech.audio import RATE
 from data2vec.speech.features import log_mel_frames, log_mel_pooled
-from data2vec.speech.panels import panels
+from data2vec.speech.panels import panels, players
 
 if TYPE_CHECKING:
     from data2vec.speech.config import Speech
@@ -41,6 +41,9 @@ class SpeechExhibit(Exhibit):
     def panels(self, drawn: Illustrations) -> list[Panel]:
         geometry = self._speech.geometry
         return panels(drawn, hop=geometry.hop, receptive=geometry.receptive_field)
+
+    def cards(self, batch: Batch) -> list[str]:
+        return players(batch)
 
     def write_sample_shards(self, folder: Path) -> None:
         from data2vec.speech.samples import write_speech_shards

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data2vec.core.batch import Batch
 from data2vec.core.exhibit import Illustrations, Panel
 from data2vec.core.report.pictures import image, png
 from data2vec.speech.audio import RATE
@@ -75,6 +76,18 @@ def panels(drawn: Illustrations, *, hop: int, receptive: int | None = None) -> l
     clips = _chosen(drawn.batch.inputs, sizes, valid)
     offset = (receptive - hop) / 2
     return [_masked_panel(clips, drawn.mask, hop, offset), _components_panel(clips, drawn.features, valid, hop, offset)]
+
+
+def players(batch: Batch) -> list[str]:
+    """A spectrogram with a player for each clip of a batch."""
+    length = batch.inputs.shape[1]
+    sizes = [length] * len(batch) if batch.lengths is None else [int(size) for size in batch.lengths.tolist()]
+    cards = []
+    for number, size in enumerate(sizes):
+        waveform = batch.inputs[number, :size].detach().float().cpu()
+        clip = _Clip(number, waveform, 0, _spectrogram(waveform, 1.0), 1.0)
+        cards.append(f"{_picture(clip, clip.picture, 'spectrogram')}{_player(clip)}")
+    return cards
 
 
 def _chosen(inputs: Tensor, sizes: Sequence[int], valid: Sequence[int]) -> list[_Clip]:
