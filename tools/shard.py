@@ -3,6 +3,7 @@
     tools/shard.py vision IMAGES_FOLDER SHARDS_FOLDER --validation 0.1
     tools/shard.py speech LibriSpeech/train-clean-100 SHARDS_FOLDER
     tools/shard.py text CORPUS SHARDS_FOLDER --train-tokenizer 50000
+    tools/shard.py text-labelled TABLE.tsv SHARDS_FOLDER --text sentence --label label
     tools/shard.py verify SHARDS_FOLDER
     tools/shard.py index SHARDS_FOLDER --modality vision
 
@@ -281,11 +282,12 @@ def _share(text: str) -> float:
     return share
 
 
-def _command_of(modality: str) -> Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]:
-    """Find the function that declares the arguments of a modality's command."""
-    command: Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]
-    command = importlib.import_module(f"data2vec.{modality}.sharding").add_arguments
-    return command
+def _commands_of(
+    modality: str,
+) -> dict[str, Callable[[argparse.ArgumentParser], Callable[[argparse.Namespace], Source]]]:
+    """Find the functions that declare the arguments of a modality's commands."""
+    module = importlib.import_module(f"data2vec.{modality}.sharding")
+    return {modality: module.add_arguments, **getattr(module, "COMMANDS", {})}
 
 
 def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
@@ -294,9 +296,12 @@ def _parser(words: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="shard.py", description=__doc__, formatter_class=raw)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     installed = Modality.installed()
-    asked = words[0] if words and words[0] in (*installed, "verify", "index") else None
-    for name in installed if asked is None else [name for name in installed if name == asked]:
-        add = _command_of(name)
+    word = words[0] if words else ""
+    asked = (
+        word if word in ("verify", "index") else word.partition("-")[0] if word.partition("-")[0] in installed else None
+    )
+    owners = installed if asked is None else [name for name in installed if name == asked]
+    for name, add in (pair for owner in owners for pair in _commands_of(owner).items()):
         command = commands.add_parser(name, help=add.__doc__, description=f"Write shards: {add.__doc__}")
         command.add_argument("folder", type=Path, metavar="FOLDER", help="what is sharded; it is only read")
         command.add_argument("out", type=Path, metavar="OUT", help="folder of the shards and their index.json")

@@ -11,7 +11,7 @@ from torch import Tensor
 from data2vec.core.batch import Batch
 from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
 from data2vec.text.features import bag_of_tokens
-from data2vec.text.panels import panels
+from data2vec.text.panels import panels, snippets
 
 if TYPE_CHECKING:
     from data2vec.text.config import Text
@@ -31,6 +31,9 @@ class TextExhibit(Exhibit):
 
     def panels(self, drawn: Illustrations) -> list[Panel]:
         return panels(drawn, self._text.loaded_tokenizer)
+
+    def cards(self, batch: Batch) -> list[str]:
+        return snippets(batch, self._text.loaded_tokenizer)
 
     def write_sample_shards(self, folder: Path) -> None:
         from data2vec.text.samples import write_text_shards

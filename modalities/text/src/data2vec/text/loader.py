@@ -26,6 +26,7 @@ from data2vec.core.hashing import derive
 from data2vec.text.tokenizer import Tokenizer
 
 EXTENSIONS = ("tokens", "txt")
+PAIR = "pair"  # the second text of a sample with two
 _HEADER = struct.Struct("<4sBBHI")  # magic, version, width, zero, count
 _MAGIC, _VERSION = b"D2VT", 1
 _TYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
@@ -57,7 +58,7 @@ class TextDecoder:
         if "tokens" in sample.members:
             ids = self._ready(sample.members["tokens"])
         elif "txt" in sample.members:
-            ids = self._cut(sample.members["txt"], seed)
+            ids = self._cut(sample.members, seed)
         else:
             found = ", ".join(sorted(sample.members)) or "none"
             raise SampleError(f"no text: members are {found}, expected one of {', '.join(EXTENSIONS)}")
@@ -93,7 +94,28 @@ class TextDecoder:
             raise SampleError("an empty document: it has nothing but special tokens")
         return torch.from_numpy(ids.astype(np.int64))
 
-    def _cut(self, data: bytes, seed: int) -> Tensor:
+    def _cut(self, members: Mapping[str, bytes], seed: int) -> Tensor:
+        """``<s> text </s>``, or ``<s> text </s></s> pair </s>``."""
+        ids = self._ids(members["txt"])
+        most = self.block - 2
+        if PAIR in members:
+            return self._joined(ids, self._ids(members[PAIR]))
+        start = derive(seed, _WINDOW) % (len(ids) - most + 1) if self.train and len(ids) > most else 0
+        return torch.tensor([self.tokenizer.bos, *ids[start : start + most], self.tokenizer.eos], dtype=torch.int64)
+
+    def _joined(self, first: list[int], second: list[int]) -> Tensor:
+        """A pair of texts as RoBERTa reads it; of the longer one tokens are left out until both fit."""
+        bos, eos, room = self.tokenizer.bos, self.tokenizer.eos, self.block - 4
+        if room < 2:
+            raise SampleError(f"a pair of texts does not fit into {self.block} tokens")
+        half = room // 2
+        if len(first) + len(second) > room:
+            keep = max(half, room - len(second))
+            first = first[:keep]
+            second = second[: room - len(first)]
+        return torch.tensor([bos, *first, eos, eos, *second, eos], dtype=torch.int64)
+
+    def _ids(self, data: bytes) -> list[int]:
         try:
             text = data.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -103,9 +125,7 @@ class TextDecoder:
         ids = self.tokenizer.encode(text.strip())
         if not ids:
             raise SampleError(f"an empty document: txt of {len(data)} bytes has no tokens")
-        most = self.block - 2
-        start = derive(seed, _WINDOW) % (len(ids) - most + 1) if self.train and len(ids) > most else 0
-        return torch.tensor([self.tokenizer.bos, *ids[start : start + most], self.tokenizer.eos], dtype=torch.int64)
+        return ids
 
 
 def pack_ids(ids: ArrayLike, vocabulary: int) -> bytes:

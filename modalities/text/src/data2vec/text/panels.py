@@ -144,6 +144,11 @@ def _snippet(tokenizer: Tokenizer, batch: Batch, number: int, length: int) -> st
     return "".join(html.escape(text) for text in _visible(tokenizer, kept)) + ("…" if length > _SNIPPET else "")
 
 
+def snippets(batch: Batch, tokenizer: Tokenizer) -> list[str]:
+    """The beginning of each text of a batch, escaped."""
+    return [_snippet(tokenizer, batch, number, length) for number, length in enumerate(_lengths(batch))]
+
+
 def _visible(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """The tokens' texts on one line: line breaks as arrows, what cannot be printed as its number."""
     return ["".join(map(_printed, text)) for text in tokenizer.tokens(ids)]

@@ -18,11 +18,14 @@ import numpy as np
 from data2vec.core.data.shards.index import INDEX_NAME
 from data2vec.core.data.shards.source import Source
 from data2vec.core.errors import DataError
-from data2vec.text import files
+from data2vec.text import files, labelled
 from data2vec.text.files import Document, Documents, PartEncoder, TextPart, read_documents
 from data2vec.text.packing import Packing
 from data2vec.text.sources import TextFile, UnusableFileError, find_text, unpack
 from data2vec.text.tokenizer import FILE_NAME, Tokenizer, train_bpe
+
+COMMANDS = {"text-labelled": labelled.add_arguments}
+"""Further commands by name."""
 
 UNPACKED_NAME = ".unpacked"
 _BYTES_PER_TOKEN = 4  # of English, about; decides only how large a part is

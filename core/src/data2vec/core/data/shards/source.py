@@ -1,7 +1,8 @@
 """The files of a user as a modality's command of ``tools/shard.py`` gives them to be written into shards.
 
 The command of ``data2vec.NAME`` is its module ``sharding``: ``add_arguments(parser)`` declares the command's arguments
-and returns a function from them to a :class:`Source`.
+and returns a function from them to a :class:`Source`. Further commands stand in its ``COMMANDS``, by names that begin
+with ``NAME-``.
 """
 
 from __future__ import annotations
