@@ -76,14 +76,27 @@ class Exhibit:
         """Self-contained HTML that shows each sample of a batch: a picture, a player, its text."""
         return [html.escape(key) for key in batch.keys]
 
-    def write_sample_shards(self, folder: Path) -> None:
+    def write_sample_shards(self, folder: Path, which: str | None = None) -> None:
         """Write the sample data as shards ``train-*.tar`` and ``validation-*.tar`` with an index each.
+
+        ``which``: the name of one of several; None for that which pretraining learns from.
 
         Raises:
             DataError: no sample data is installed.
+            ConfigError: there is none of that name.
         """
         raise ConfigError(["data.train: this modality has no sample data; name shards"])
 
     def random_input(self, samples: int) -> RandomInput:
         """Make random input of as many samples, the same at every call."""
         raise ConfigError(["this modality has no random input to measure speed with"])
+
+
+def only_own(which: str | None) -> None:
+    """Refuse a name of sample data where a modality has but one.
+
+    Raises:
+        ConfigError: a name is given.
+    """
+    if which is not None:
+        raise ConfigError([f"data.sample={which}: there is no sample data of that name; set data.sample=null"])

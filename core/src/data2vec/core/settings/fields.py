@@ -127,6 +127,8 @@ class DataConfig:
     fetch_gb: float = setting(32.0, POSITIVE, Free.YES)  # largest shard that is fetched where no index gives its size
     # Of a sample with several members that could be its input (input.jpg): the one that is.
     member: str | None = setting(None, MEMBER)
+    # Which of a modality's sample data is made where no train is named; null: its own.
+    sample: str | None = setting(None, TEXT)
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,23 @@ from data2vec.speech.encoder import SpeechEncoder, load_encoder
 from data2vec.speech.extractor import Geometry, PositionConvolutions, SpeechExtractor
 from data2vec.speech.loader import AudioConfig, AudioDecoder
 from data2vec.speech.masker import SpanMasker
+from data2vec.speech.recogniser import ClipClassifier, Recogniser, load_classifier, load_recogniser
 
 __all__ = [
     "AudioConfig",
     "AudioDecoder",
+    "ClipClassifier",
     "Geometry",
     "MaskConfig",
     "MaskKind",
     "PositionConvolutions",
     "PositionsConfig",
+    "Recogniser",
     "SpanMasker",
     "Speech",
     "SpeechEncoder",
     "SpeechExtractor",
+    "load_classifier",
     "load_encoder",
+    "load_recogniser",
 ]

@@ -58,7 +58,7 @@ class SpeechEncoder:
         Raises:
             SampleError: a file that cannot be decoded, what is no clip, or one that is too short or silent.
         """
-        return [self._prepared(number, clip) for number, clip in enumerate(_several(clips))]
+        return [self._prepared(number, clip) for number, clip in enumerate(several_clips(clips)[0])]
 
     def _prepared(self, number: int, clip: Clip) -> Tensor:
         is_file = isinstance(clip, str | PathLike)
@@ -91,15 +91,15 @@ class SpeechEncoder:
         return self.features(clips).mean()
 
 
-def _several(clips: Clips) -> Iterable[Clip]:
-    """The clips of a batch; what is one clip, or nothing that holds some, is the batch's only one."""
+def several_clips(clips: Clips) -> tuple[list[Clip], bool]:
+    """The clips of a batch, and whether it is a single one; what holds no clips is one itself."""
     if isinstance(clips, np.ndarray):
         single = clips.ndim < 2 and clips.dtype.kind not in "OU"  # those hold paths
     elif isinstance(clips, Tensor):
         single = clips.ndim < 2
     else:
         single = isinstance(clips, str | PathLike | bytes) or not isinstance(clips, Iterable)
-    return cast(Iterable[Clip], [clips] if single else clips)
+    return (cast(list[Clip], [clips]) if single else list(cast(Iterable[Clip], clips))), single
 
 
 def _read(path: Path) -> Waveform:

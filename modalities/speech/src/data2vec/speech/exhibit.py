@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
+from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput, only_own
 from data2vec.speech.audio import RATE
 from data2vec.speech.features import log_mel_frames, log_mel_pooled
 from data2vec.speech.panels import panels, players
@@ -45,7 +45,8 @@ class SpeechExhibit(Exhibit):
     def cards(self, batch: Batch) -> list[str]:
         return players(batch)
 
-    def write_sample_shards(self, folder: Path) -> None:
+    def write_sample_shards(self, folder: Path, which: str | None = None) -> None:
+        only_own(which)
         from data2vec.speech.samples import write_speech_shards
 
         write_speech_shards(folder)

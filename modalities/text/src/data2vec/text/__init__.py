@@ -2,6 +2,7 @@
 
 # Before anything that could import fairseq2.
 from data2vec.text import _native as _native
+from data2vec.text.classifier import TextClassifier, load_text_classifier
 from data2vec.text.config import MaskConfig, MaskKind, Text
 from data2vec.text.encoder import TextEncoder, load_encoder
 from data2vec.text.extractor import TextExtractor
@@ -14,6 +15,7 @@ __all__ = [
     "MaskKind",
     "SpanMasker",
     "Text",
+    "TextClassifier",
     "TextDecoder",
     "TextEncoder",
     "TextExtractor",
@@ -21,4 +23,5 @@ __all__ = [
     "Tokenizer",
     "corrupt",
     "load_encoder",
+    "load_text_classifier",
 ]

@@ -14,6 +14,9 @@ from data2vec.core.errors import SampleError
 from data2vec.core.model.encoder import Features
 from data2vec.core.run.load import LoadedRun, load_run
 from data2vec.text.config import Text
+from data2vec.text.loader import PAIR
+
+Texts = str | Iterable[str | tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,10 @@ class TextEncoder:
         loaded = load_run(run, device=device)
         return cls(loaded, loaded.settings_of(Text), layers, of)
 
-    def prepare(self, texts: str | Iterable[str]) -> Batch:
+    def prepare(self, texts: Texts) -> Batch:
         """Token numbers of texts, as in evaluation: ``<s>``, the first tokens of the text, ``</s>``, then padding.
+
+        A tuple is a pair of texts: ``<s> a </s></s> b </s>``.
 
         Raises:
             SampleError: something else than text, or one without tokens.
@@ -50,7 +55,7 @@ class TextEncoder:
             none = torch.zeros(0, dtype=torch.int64)
             return Batch(Text.name, none.view(0, 0), none, none, none)
         decoder = self.text.build_decoder(train=False)
-        samples = [Sample(f"{n}", "texts", n, {"txt": text.encode("utf-8", "replace")}) for n, text in enumerate(texts)]
+        samples = [Sample(f"{number}", "texts", number, _members(text)) for number, text in enumerate(texts)]
         examples = []
         for sample in samples:
             try:
@@ -59,7 +64,7 @@ class TextEncoder:
                 raise SampleError(f"text {sample.key}: {error}") from None
         return self.text.collate(samples, examples)
 
-    def tokens(self, texts: str | Iterable[str] | Batch) -> Features:
+    def tokens(self, texts: Texts | Batch) -> Features:
         """(B, T, D) float32, one vector for each token, and which are padding.
 
         Args:
@@ -74,18 +79,30 @@ class TextEncoder:
         )
         return features
 
-    def __call__(self, texts: str | Iterable[str] | Batch) -> Tensor:
+    def __call__(self, texts: Texts | Batch) -> Tensor:
         """(B, D) float32, one vector for each text: the mean over its tokens, ``<s>`` and ``</s>`` included."""
         return self.tokens(texts).mean()
 
 
-def _as_batch(texts: str | Iterable[str]) -> list[str]:
+def _members(text: str | tuple[str, str]) -> dict[str, bytes]:
+    """The members of a text's sample, or of a pair's."""
+    first, *second = (text,) if isinstance(text, str) else text
+    return {name: one.encode("utf-8", "replace") for name, one in zip(("txt", PAIR), (first, *second), strict=False)}
+
+
+def _as_batch(texts: Texts) -> list[str | tuple[str, str]]:
     """One text is a batch of one."""
-    batch = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
-    if isinstance(texts, bytes) or not all(isinstance(text, str) for text in batch):
-        wrong = next((text for text in batch if not isinstance(text, str)), texts)
+    single = isinstance(texts, str) or not isinstance(texts, Iterable)
+    batch: list[str | tuple[str, str]] = [texts] if single else list(texts)  # type: ignore[list-item]
+    fits = [isinstance(one, str) or (isinstance(one, tuple) and _is_pair(one)) for one in batch]
+    if isinstance(texts, bytes) or not all(fits):
+        wrong = next((one for one, right in zip(batch, fits, strict=True) if not right), texts)
         raise SampleError(f"a text is a str, not {'bytes' if isinstance(texts, bytes) else type(wrong).__name__}")
     return batch
+
+
+def _is_pair(texts: tuple[object, ...]) -> bool:
+    return len(texts) == 2 and all(isinstance(text, str) for text in texts)
 
 
 def load_encoder(run: str | Path, *, layers: str | int = "top_k", of: str = "", device: str = "auto") -> TextEncoder:

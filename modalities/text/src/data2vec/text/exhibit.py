@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
+from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput, only_own
 from data2vec.text.features import bag_of_tokens
 from data2vec.text.panels import panels, snippets
 
@@ -35,9 +35,13 @@ class TextExhibit(Exhibit):
     def cards(self, batch: Batch) -> list[str]:
         return snippets(batch, self._text.loaded_tokenizer)
 
-    def write_sample_shards(self, folder: Path) -> None:
-        from data2vec.text.samples import write_text_shards
+    def write_sample_shards(self, folder: Path, which: str | None = None) -> None:
+        from data2vec.text.samples import write_order_shards, write_text_shards
 
+        if which == "order":
+            write_order_shards(folder)
+            return
+        only_own(which)
         write_text_shards(folder)
 
     def random_input(self, samples: int) -> RandomInput:

@@ -1,5 +1,6 @@
 """data2vec for images."""
 
+from data2vec.vision.classifier import ImageClassifier, load_classifier
 from data2vec.vision.config import MaskConfig, MaskKind, PositionKind, Vision
 from data2vec.vision.encoder import ImageEncoder, load_encoder
 from data2vec.vision.extractor import PatchExtractor, PatchInit, RelativePositionBias, SinePositions
@@ -9,6 +10,7 @@ from data2vec.vision.masker import BlockMasker, InverseBlockMasker
 __all__ = [
     "AugmentConfig",
     "BlockMasker",
+    "ImageClassifier",
     "ImageDecoder",
     "ImageEncoder",
     "InverseBlockMasker",
@@ -20,5 +22,6 @@ __all__ = [
     "RelativePositionBias",
     "SinePositions",
     "Vision",
+    "load_classifier",
     "load_encoder",
 ]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.batch import Batch
-from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput
+from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput, only_own
 from data2vec.vision.panels import panels, pictures
 from data2vec.vision.samples import write_mnist_shards
 
@@ -41,7 +41,8 @@ class VisionExhibit(Exhibit):
     def cards(self, batch: Batch) -> list[str]:
         return pictures(batch.inputs, self._vision.mean, self._vision.std)
 
-    def write_sample_shards(self, folder: Path) -> None:
+    def write_sample_shards(self, folder: Path, which: str | None = None) -> None:
+        only_own(which)
         write_mnist_shards(folder)
 
     def random_input(self, samples: int) -> RandomInput:
