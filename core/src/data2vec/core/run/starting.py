@@ -27,8 +27,9 @@ def with_network_of_start(recipe: Recipe, overrides: Sequence[str], before: Reci
         CheckpointError: there is no such run.
         ConfigError: it has another modality, or the user has set what the run decides.
     """
-    if not isinstance(recipe, FineTuning) or recipe.start is None:
+    if not isinstance(recipe, FineTuning) or not (recipe.start or "").strip():
         return recipe
+    assert recipe.start is not None
     folder, own = folder_of(Path(recipe.start)), run_folder(recipe)
     found = [place for place in (folder, own) if (place / CONFIGURATION).is_file()]  # the run itself, once it has begun
     if before is not None and not found and run_folder(before) == folder:
