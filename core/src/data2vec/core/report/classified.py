@@ -88,7 +88,7 @@ def write_classification_report(
     write_atomically(path.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
     main = recipe.scores[0]
     parameters = sum(parameter.numel() for parameter in task.parameters())
-    origin = f"from {recipe.start} ({recipe.weights})" if recipe.start else "from scratch"
+    origin = f"from {recipe.source} ({recipe.weights})" if recipe.source else "from scratch"
     report = Report(
         title=recipe.name,
         subtitle=f"{name}, fine-tuned {origin} on {train.total:,} labelled samples: {progress.update:,} updates of "

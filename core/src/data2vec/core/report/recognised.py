@@ -59,7 +59,7 @@ def write_recognition_report(
         "validation_clips": len(found), "too_long": too_long,
     }  # fmt: skip
     write_atomically(path.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
-    origin = f"from {recipe.start} ({recipe.weights})" if recipe.start else "from scratch"
+    origin = f"from {recipe.source} ({recipe.weights})" if recipe.source else "from scratch"
     words = sum(len(one.said.split()) for one in found)
     best = "" if update == progress.update else f" by the weights of update {update:,}, the best of {progress.update:,}"
     lead = (

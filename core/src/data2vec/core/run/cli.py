@@ -22,6 +22,7 @@ from data2vec.core.run.folder import run_folder
 from data2vec.core.run.session import Session
 from data2vec.core.run.starting import with_network_of_start
 from data2vec.core.settings.fields import Recipe
+from data2vec.core.settings.finetuning import FineTuning
 from data2vec.core.settings.overrides import apply_overrides, to_yaml, validate
 from data2vec.core.training.interruption import EXIT_INTERRUPTED, Interruption
 
@@ -146,9 +147,10 @@ def _variant(recipe: Recipe | Choices[Any], words: Sequence[str]) -> tuple[Recip
 
 def _is_missing(before: Recipe | None, chosen: Recipe) -> bool:
     """Whether the run that the chosen one starts from is the one to be made first, and not finished."""
-    if before is None or chosen.source is None or Path(chosen.source) != run_folder(before):
+    source = chosen.start if isinstance(chosen, FineTuning) else None
+    if before is None or source is None or Path(source) != run_folder(before):
         return False
-    newest = checkpoint.latest(Path(chosen.source) / "checkpoints")
+    newest = checkpoint.latest(Path(source) / "checkpoints")
     return newest is None or int(checkpoint.load(newest).state["update"]) < before.train.updates
 
 

@@ -100,7 +100,8 @@ class Session:
             self._keep_assets(started=True)  # rank 0 has put them there
 
     def _keep_assets(self, *, started: bool) -> None:
-        source = self.recipe.source if isinstance(self.recipe, FineTuning) and self.continued is None else None
+        tuned = self.recipe if isinstance(self.recipe, FineTuning) and self.continued is None else None
+        source = None if tuned is None else tuned.start
         self.recipe = with_assets(
             self.recipe, self.train, self.validation, self.folder, started=started,
             source=None if source is None else folder_of(Path(source)),

@@ -27,10 +27,11 @@ from data2vec.core.settings.fields import Recipe
 
 
 class Weights(StrEnum):
-    """The encoder of a pretraining run that is trained on."""
+    """The encoder of a pretraining run that is trained on; ``none``: its network, but with fresh weights."""
 
     STUDENT = "student"
     TEACHER = "teacher"
+    NONE = "none"
 
 
 class Freeze(StrEnum):
@@ -148,7 +149,7 @@ class FineTuning(Recipe):
 
     @property
     def source(self) -> str | None:
-        return self.start
+        return None if self.weights is Weights.NONE else self.start
 
     @property
     def scores(self) -> tuple[str, ...]:
