@@ -68,6 +68,10 @@ class Exhibit:
             [f"evaluation.tasks=positions: {batch.modality} has no raw representation of single positions"]
         )
 
+    def raw_picture(self, batch: Batch) -> Tensor | None:
+        """(B, C, H, W) of the input as a picture (pixels, spectrograms); None where it is none."""
+        return None
+
     def panels(self, drawn: Illustrations) -> list[Panel]:
         """Draw this modality's sections of the report."""
         return []

@@ -124,7 +124,8 @@ def _choose(
 ) -> tuple[Recipe, bool]:
     """The validated recipe that the arguments ask for, and whether it is the sample variant."""
     wants_sample = getattr(arguments, "sample", False)
-    if not wants_sample:
+    names_data = any(word.partition("=")[0].strip() == "data.train" for word in arguments.overrides)
+    if not wants_sample and (names_data or arguments.print_config or not isinstance(sample, Choices)):
         recipe, words = _variant(experiment, arguments.overrides)
         published = apply_overrides(recipe, words)
         if published.data.train is not None or arguments.print_config or sample is None:
@@ -134,15 +135,27 @@ def _choose(
             validate(published)
             return published, False
     assert sample is not None
-    recipe, words = _variant(sample, arguments.overrides)
+    recipe, words = _variant(sample, arguments.overrides, experiment)
     chosen = with_network_of_start(apply_overrides(recipe, words), words, before)
     validate(chosen)
     return chosen, True
 
 
-def _variant(recipe: Recipe | Choices[Any], words: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """The recipe that the words of a command choose, and the words that choose nothing."""
-    return recipe.chosen(words) if isinstance(recipe, Choices) else (recipe, list(words))
+def _variant(
+    recipe: Recipe | Choices[Any], words: Sequence[str], published: Recipe | Choices[Any] | None = None
+) -> tuple[Recipe, list[str]]:
+    """The recipe that the words of a command choose, and the words that choose nothing.
+
+    Raises:
+        ConfigError: there is no such choice; or, for the sample variant of a published recipe, only that has it.
+    """
+    try:
+        return recipe.chosen(words) if isinstance(recipe, Choices) else (recipe, list(words))
+    except ConfigError:
+        if isinstance(published, Choices):
+            published.chosen(words)  # raises where it does not have it either
+            raise ConfigError(["data.train: not set; name the shards to train on"]) from None
+        raise
 
 
 def _is_missing(before: Recipe | None, chosen: Recipe) -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from data2vec.core.batch import Batch
 from data2vec.core.exhibit import Exhibit, Illustrations, Panel, RandomInput, only_own
 from data2vec.speech.audio import RATE
-from data2vec.speech.features import log_mel_frames, log_mel_pooled
+from data2vec.speech.features import log_mel, log_mel_frames, log_mel_pooled
 from data2vec.speech.panels import panels, players
 
 if TYPE_CHECKING:
@@ -37,6 +37,10 @@ class SpeechExhibit(Exhibit):
         geometry = self._speech.geometry
         frames = geometry.frames(batch.inputs.shape[1])
         return log_mel_frames(batch, frames, geometry.hop, geometry.receptive_field)
+
+    def raw_picture(self, batch: Batch) -> Tensor | None:
+        """(B, 1, N, 80) log-mel spectrum."""
+        return log_mel(batch.inputs).unsqueeze(1)
 
     def panels(self, drawn: Illustrations) -> list[Panel]:
         geometry = self._speech.geometry

@@ -34,6 +34,9 @@ class VisionExhibit(Exhibit):
             images = torch.nn.functional.adaptive_avg_pool2d(images, _RAW_SIZE)
         return images.flatten(1)
 
+    def raw_picture(self, batch: Batch) -> Tensor | None:
+        return batch.inputs.float()
+
     def panels(self, drawn: Illustrations) -> list[Panel]:
         vision = self._vision
         return panels(drawn, mean=vision.mean, std=vision.std, patch=vision.patch_size)

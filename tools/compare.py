@@ -1,0 +1,204 @@
+"""Compare a fine-tuned run with what the same labels give otherwise, over several seeds.
+
+    tools/compare.py experiments/vision_finetune.py --labels 200,all
+    tools/compare.py experiments/speech_ctc.py --seeds 3 -- start=runs/mine data.train=... data.validation=...
+
+Each row is trained on the same labels: the pretrained student and the teacher; the same network from scratch, as long
+and three times as long; the plainest representation of the input under a linear classifier (of classes); and, where
+inputs are pictures, a small convolutional network. A finished part is not repeated when the command is given again.
+The table goes to OUT/comparison.json and into the folder of the run, whose report then shows it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from data2vec.core.errors import ConfigError, Data2VecError
+from data2vec.core.files import write_atomically
+from data2vec.core.report.comparison import FILE_NAME, spread
+from data2vec.core.run.load import configuration_of
+from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Classification, FineTuning
+
+sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
+from baselines import convolutional_score, linear_score
+
+_LONGER = 3  # times as many updates from scratch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to use the labels: settings of the experiment, or a baseline of its own."""
+
+    name: str
+    settings: tuple[str, ...] = ()
+    longer: int = 1
+
+
+ROWS = (
+    Row("fine-tuned, student", ("weights=student",)),
+    Row("fine-tuned, teacher", ("weights=teacher",)),
+    Row("from scratch", ("weights=none",)),
+    Row(f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
+)
+LINEAR, CONVOLUTIONAL = "linear classifier of the raw input", "small convolutional network"
+
+
+@dataclass
+class Comparison:
+    """The scores of each row by column, in the order of the seeds."""
+
+    metric: str
+    columns: list[str]
+    command: str
+    rows: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+
+    def add(self, row: str, column: str, value: float) -> None:
+        """Note the score of one seed."""
+        self.rows.setdefault(row, {}).setdefault(column, []).append(value)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, as :mod:`data2vec.core.report.comparison` reads them."""
+        rows = [{"name": name, "values": values} for name, values in self.rows.items()]
+        return {"metric": self.metric, "columns": self.columns, "command": self.command, "rows": rows}
+
+
+def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
+    """Train and score every row.
+
+    Raises:
+        ConfigError: a run failed.
+    """
+    columns = [f"{label} labels" for label in arguments.labels]
+    command = f"uv run tools/compare.py {shlex.join(arguments.words)}"
+    found = Comparison("", columns, command)
+    for label, column in zip(arguments.labels, columns, strict=True):
+        for seed in range(arguments.seeds):
+            folder = None
+            for row in ROWS:
+                folder = arguments.out / f"{label}-{seed}-{row.name.replace(' ', '-').replace(',', '')}"
+                metric, value = _trained(arguments, row, label, seed, folder)
+                found.metric = metric
+                found.add(row.name, column, value)
+                console.print(f"{column}, seed {seed}: {row.name} {metric} {value:.4f}", markup=False)
+            assert folder is not None
+            for name, value in _baselines(folder):
+                found.add(name, column, value)
+                console.print(f"{column}, seed {seed}: {name} {found.metric} {value:.4f}", markup=False)
+            content = (json.dumps(found.to_json(), indent=1) + "\n").encode()
+            write_atomically(arguments.out / FILE_NAME, content)
+    return found
+
+
+def _trained(arguments: argparse.Namespace, row: Row, label: str, seed: int, folder: Path) -> tuple[str, float]:
+    """The main score of a run, and its value; a run that is finished is read."""
+    report = folder / "report.json"
+    if not report.is_file():
+        given = {word.partition("=")[0]: word.partition("=")[2] for word in arguments.settings}
+        words = [*arguments.settings, *row.settings, f"train.seed={seed}", f"train.folder={folder}"]
+        if label != "keep":
+            words.append(f"{arguments.key}={'null' if label == 'all' else label}")
+        if row.longer > 1:
+            updates = int(given.get("train.updates", 0)) or _updates(arguments, words)
+            words = [word for word in words if not word.startswith("train.updates=")]
+            words.append(f"train.updates={updates * row.longer}")
+        done = subprocess.run(
+            [sys.executable, arguments.experiment, *words], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ConfigError([f"{shlex.join([arguments.experiment, *words])}: {done.stderr.strip()[-600:]}"])
+    recipe = configuration_of(folder)
+    assert isinstance(recipe, FineTuning)
+    key = arguments.metric or recipe.scores[0]
+    return key, float(json.loads(report.read_text())["scores"][key])
+
+
+def _updates(arguments: argparse.Namespace, words: Sequence[str]) -> int:
+    """The updates of the experiment where nothing else is said."""
+    sample = [] if any(word.startswith("data.train=") for word in words) else ["--sample"]
+    printed = subprocess.run(
+        [sys.executable, arguments.experiment, *words, "--print-config", *sample],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    lines = [line.split(":")[1] for line in printed.stdout.splitlines() if line.startswith("  updates:")]
+    if printed.returncode or not lines:
+        raise ConfigError([f"{arguments.experiment}: {printed.stderr.strip()[-600:]}"])
+    return int(lines[0])
+
+
+def _baselines(folder: Path) -> Iterator[tuple[str, float]]:
+    """The scores of what was made for the labels of a run alone."""
+    recipe = configuration_of(folder)
+    if not isinstance(recipe, Classification):
+        return
+    kept = folder / "baselines.json"
+    if not kept.is_file():
+        values = {LINEAR: linear_score(recipe, folder)}
+        convolutional = convolutional_score(recipe, folder)
+        if convolutional is not None:
+            values[CONVOLUTIONAL] = convolutional
+        write_atomically(kept, json.dumps(values).encode())
+    yield from json.loads(kept.read_text()).items()
+
+
+def _table(found: Comparison) -> Table:
+    better = "lower is better" if found.metric in LOWER_IS_BETTER else "higher is better"
+    table = Table(caption=f"{found.metric}, {better}; mean and standard deviation over seeds", caption_justify="left")
+    for heading in ("", *found.columns):
+        table.add_column(heading)
+    for name, values in found.rows.items():
+        table.add_row(name, *(spread(values.get(column, ())) for column in found.columns))
+    return table
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="compare.py", description=__doc__, formatter_class=raw)
+    parser.add_argument("experiment", help="the file of a fine-tuning experiment")
+    parser.add_argument(
+        "--labels", default="200,all", help="budgets, apart by commas; `keep`: as the recipe has it; default 200,all"
+    )
+    parser.add_argument("--key", default="labels.count", help="the setting of the budget; default labels.count")
+    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1; default 3")
+    parser.add_argument("--metric", help="a score of report.json; default the main one")
+    parser.add_argument("--out", type=Path, help="folder of all runs; default runs/compare_EXPERIMENT")
+    parser.add_argument("--run", type=Path, help="the run whose report is to show the table")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of every run")
+    parsed = parser.parse_intermixed_args(words)
+    parsed.words = list(words)
+    parsed.labels = parsed.labels.split(",")
+    parsed.out = parsed.out or Path("runs") / f"compare_{Path(parsed.experiment).stem}"
+    return parsed
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Compare; returns the exit status: 0 done, 2 an error, 130 interrupted."""
+    arguments = _parsed(sys.argv[1:] if words is None else words)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        found = compare(arguments, console)
+        if arguments.run is not None:
+            write_atomically(arguments.run / FILE_NAME, (json.dumps(found.to_json(), indent=1) + "\n").encode())
+    except Data2VecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        return 130
+    console.print(_table(found))
+    console.print(f"{arguments.out / FILE_NAME}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
