@@ -121,7 +121,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespa
         path: Path = arguments.folder
         header, records = read_table(path)
         columns = _columns(path, header, arguments)
-        rows = list(_rows(path, records, columns))
+        rows = list(_rows(records, columns))
         if not rows:
             raise DataError(f"{path}: has no rows")
         classes: tuple[str, ...] = ()
@@ -141,8 +141,10 @@ def _in_order(label: str) -> tuple[int, str]:
     return (int(label), "") if label.isdecimal() and len(label) < 10 else (1 << 40, label)
 
 
-def read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, str]]]:
-    """The columns of a table, and its rows by column; CoLA's columns, which its file does not name, get names.
+def read_table(path: Path) -> tuple[list[str], Iterable[tuple[int, Mapping[str, str]]]]:
+    """The columns of a table, and its rows: the line in the file, and the cells by column.
+
+    CoLA's columns, which its file does not name, get names.
 
     Raises:
         DataError: it cannot be read, or is no table.
@@ -165,13 +167,16 @@ def read_table(path: Path) -> tuple[list[str], Iterable[Mapping[str, str]]]:
     if not lines:
         raise DataError(f"{path}: is empty")
     header = [name.strip() for name in lines[0]]
+    numbered = list(enumerate(lines, 1))
     if len(header) == _COLA and header[1] in ("0", "1"):
-        header, lines = ["source", "label", "mark", "sentence"], [[], *lines]
-    return header, (dict(zip(header, cells, strict=False)) for cells in lines[1:])
+        header = ["source", "label", "mark", "sentence"]
+    else:
+        numbered = numbered[1:]
+    return header, ((line, dict(zip(header, cells, strict=False))) for line, cells in numbered)
 
 
-def _read_lines_of_json(path: Path, text: str) -> tuple[list[str], list[Mapping[str, str]]]:
-    records: list[Mapping[str, str]] = []
+def _read_lines_of_json(path: Path, text: str) -> tuple[list[str], list[tuple[int, Mapping[str, str]]]]:
+    records: list[tuple[int, Mapping[str, str]]] = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
             continue
@@ -181,12 +186,11 @@ def _read_lines_of_json(path: Path, text: str) -> tuple[list[str], list[Mapping[
             raise DataError(f"{path}, line {number}: is no JSON") from None
         if not isinstance(record, dict):
             raise DataError(f'{path}, line {number}: is no object with columns, such as {{"text": ..., "label": 1}}')
-        records.append(
-            {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
-        )
+        cells = {str(key): value if isinstance(value, str) else json.dumps(value) for key, value in record.items()}
+        records.append((number, cells))
     if not records:
         raise DataError(f"{path}: is empty")
-    return list(records[0]), records
+    return list(records[0][1]), records
 
 
 def _columns(path: Path, header: Sequence[str], arguments: argparse.Namespace) -> Columns:
@@ -208,7 +212,7 @@ def _columns(path: Path, header: Sequence[str], arguments: argparse.Namespace) -
     return Columns(text, label, pair, numbers or arguments.numbers)
 
 
-def _rows(path: Path, records: Iterable[Mapping[str, str]], columns: Columns) -> Iterator[Row]:
-    for line, record in enumerate(records, 2):
+def _rows(records: Iterable[tuple[int, Mapping[str, str]]], columns: Columns) -> Iterator[Row]:
+    for line, record in records:
         pair = None if columns.pair is None else record.get(columns.pair) or ""
         yield Row(line, record.get(columns.text) or "", (record.get(columns.label) or "").strip(), pair)
