@@ -262,9 +262,9 @@ def test_nothing_that_is_read_is_executed() -> None:
 
 
 INTERFACE = {  # each modality's own, under one name
-    "MaskConfig", "MaskKind", "SpanMasker", "add_arguments", "length_of", "load_encoder", "load_libsndfile", "load_tbb",
-    "load_published", "load_transformers", "main", "our_name", "panels", "plan", "span_mask_reference", "student_state",
-    "teacher_state", "transformers_state",
+    "MaskConfig", "MaskKind", "SpanMasker", "add_arguments", "length_of", "load_classifier", "load_encoder",
+    "load_libsndfile", "load_tbb", "load_published", "load_transformers", "main", "our_name", "panels", "plan",
+    "span_mask_reference", "student_state", "teacher_state", "transformers_state",
 }  # fmt: skip
 
 

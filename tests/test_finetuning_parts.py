@@ -16,7 +16,7 @@ from scipy import stats
 
 from data2vec.core import Batch, Data2Vec
 from data2vec.core.errors import CheckpointError, ConfigError
-from data2vec.core.finetuning.classification import Classification
+from data2vec.core.finetuning.classification import ClassificationTask
 from data2vec.core.finetuning.recognition import required_frames
 from data2vec.core.finetuning.scores import Predictions, scores
 from data2vec.core.finetuning.transcribing import Transcript, error_rates
@@ -31,13 +31,13 @@ scenarios = load_module("scenarios_of_parts", Path(__file__).with_name("scenario
 BATCH = Batch("vision", torch.randn(4, 3, 16, 16), torch.arange(4), torch.tensor([0, 1, 2, 0]))
 
 
-def task_of(name: str = "vision_v2", **changes: Any) -> Classification:
+def task_of(name: str = "vision_v2", **changes: Any) -> ClassificationTask:
     network = scenarios.scenario(name)
     recipe = Settings(modalities=network.modalities, transformer=network.transformer)
-    return Classification.build(recipe.replace(labels={"classes": ("a", "b", "c")}).replace(**changes))
+    return ClassificationTask.build(recipe.replace(labels={"classes": ("a", "b", "c")}).replace(**changes))
 
 
-def with_gradient(task: Classification, update: int = 0) -> set[str]:
+def with_gradient(task: ClassificationTask, update: int = 0) -> set[str]:
     """The parameters that an update gives a gradient that is not zero."""
     task.train()
     task(task.prepare(BATCH, seed=0, update=update), update=update).loss.backward()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data2vec.core import Batch
 from data2vec.core.data.stream.reading import preserved_generators, seed_generators
-from data2vec.core.finetuning.classification import Classification
+from data2vec.core.finetuning.classification import ClassificationTask
 from data2vec.core.finetuning.labels import one_hot
 from data2vec.core.hashing import derive
 from data2vec.core.settings.fields import NormOrder, OptimConfig, TransformerConfig
@@ -50,7 +50,7 @@ class TestImages:
         return golden
 
     @pytest.fixture
-    def task(self) -> Classification:
+    def task(self) -> ClassificationTask:
         vision = Vision(
             image_size=32, patch_size=8, positions=PositionKind.SINE, blocks=1, input_norm=True, mean=(0.5,) * 3,
             std=(0.5,) * 3,
@@ -59,19 +59,19 @@ class TestImages:
             modalities={"vision": vision}, transformer=TINY, labels=LabelConfig(classes=CLASSES, smoothing=0.1),
             layer_decay=0.65, layer_decay_embeddings=False,
         )  # fmt: skip
-        task = Classification.build(recipe)
+        task = ClassificationTask.build(recipe)
         weights = released.released("image2_classification")[1]
         encoder = {name.removeprefix("model."): v for name, v in weights.items() if name.startswith("model.")}
         head = {image_name(name): v for name, v in weights.items() if not name.startswith("model.")}
         released.loaded(task, of_images.student_state(encoder), head)
         return task
 
-    def test_outputs(self, task: Classification, golden: Golden) -> None:
+    def test_outputs(self, task: ClassificationTask, golden: Golden) -> None:
         features, _ = task.backbone(golden["input"])
         assert relative_error(features, golden["encoder"]) < TOLERANCE
         assert relative_error(task.logits(golden["input"]), golden["logits"]) < TOLERANCE
 
-    def test_losses(self, task: Classification, golden: Golden) -> None:
+    def test_losses(self, task: ClassificationTask, golden: Golden) -> None:
         labels, logits = golden["labels"].long(), task.logits(golden["input"])
         assert relative_error(task.losses(logits, one_hot(labels, 10)), golden["loss_eval"]) < TOLERANCE
         batch = Batch("vision", golden["input"], torch.arange(4), labels)
@@ -81,7 +81,7 @@ class TestImages:
         assert relative_error(step.total, golden["loss_smoothed"].sum()) < TOLERANCE
 
     @pytest.mark.parametrize("case", [0, 1, 2])
-    def test_mixed_samples(self, task: Classification, golden: Golden, case: int) -> None:
+    def test_mixed_samples(self, task: ClassificationTask, golden: Golden, case: int) -> None:
         """The loss of their mixed images and labels."""
         targets = golden[f"mixup_{case}/labels"]
         logits = task.logits(golden[f"mixup_{case}/input"])
@@ -103,14 +103,14 @@ class TestImages:
             kinds.add("none" if torch.equal(mixed, inputs) else "mixed")
         assert kinds == {"none", "mixed"}
 
-    def test_gradients(self, task: Classification, golden: Golden) -> None:
+    def test_gradients(self, task: ClassificationTask, golden: Golden) -> None:
         batch = Batch("vision", golden["input"], torch.arange(4), golden["labels"].long())
         task(task.prepare(batch, seed=0, update=0)).loss.backward()
         errors = released.gradient_errors(task, golden, lambda name: (image_name(name), slice(None)))
         assert len(errors) == 45
         assert max(errors.values()) < GRADIENT_TOLERANCE, errors
 
-    def test_rates_and_decays(self, task: Classification, golden: Golden) -> None:
+    def test_rates_and_decays(self, task: ClassificationTask, golden: Golden) -> None:
         groups = {
             id(parameter): group
             for group in task.groups(OptimConfig(weight_decay=0.05))
@@ -146,7 +146,7 @@ class TestTexts:
         return golden
 
     @pytest.fixture
-    def task(self, name: str) -> Classification:
+    def task(self, name: str) -> ClassificationTask:
         weights = released.released(name)[1]
         embedding = next(value for key, value in weights.items() if key.endswith("embed_tokens.weight"))
         ratio = 1.5 if name == "text1_classification" else 3.0
@@ -156,7 +156,7 @@ class TestTexts:
             labels=LabelConfig(classes=tuple("abc")),
             head=HeadConfig(pool=Pool.FIRST, norm=False, hidden=True),
         )  # fmt: skip
-        task = Classification.build(recipe)
+        task = ClassificationTask.build(recipe)
         heads = {text_name(key)[0]: v for key, v in weights.items() if key.startswith("classification_heads")}
         encoder = {key.removeprefix("model."): v for key, v in weights.items() if not key.startswith("classification")}
         released.loaded(task, of_text.student_state(encoder), heads)
@@ -167,7 +167,7 @@ class TestTexts:
         tokens = golden["tokens"].long()
         return Batch("text", tokens, torch.arange(4), golden["labels"].long(), (tokens != golden.meta["pad"]).sum(1))
 
-    def test_outputs(self, task: Classification, golden: Golden, name: str) -> None:
+    def test_outputs(self, task: ClassificationTask, golden: Golden, name: str) -> None:
         batch = self.batch(golden)
         features, padding = task.backbone(batch.inputs, batch.lengths)
         valid: Tensor = torch.ones(features.shape[:2], dtype=torch.bool) if padding is None else ~padding
@@ -176,7 +176,7 @@ class TestTexts:
         assert relative_error(logits, golden["logits"]) < TOLERANCE
         assert relative_error(task.losses(logits, one_hot(batch.labels, 3)), golden["loss"]) < TOLERANCE
 
-    def test_gradients(self, task: Classification, golden: Golden, name: str) -> None:
+    def test_gradients(self, task: ClassificationTask, golden: Golden, name: str) -> None:
         task(task.prepare(self.batch(golden), seed=0, update=0)).total.backward()
 
         def part(theirs: str) -> tuple[str, slice]:

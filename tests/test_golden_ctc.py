@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core import Batch
-from data2vec.core.finetuning.recognition import Recognition, Transcribed, required_frames
+from data2vec.core.finetuning.recognition import RecognitionTask, Transcribed, required_frames
 from data2vec.core.finetuning.transcripts import greedy
 from data2vec.core.settings.fields import NormOrder, TransformerConfig
 from data2vec.core.settings.finetuning import FrameMaskConfig, Freeze, LetterConfig
@@ -40,7 +40,7 @@ class TestLetters:
         return golden
 
     @pytest.fixture
-    def task(self, name: str, golden: Golden) -> Recognition:
+    def task(self, name: str, golden: Golden) -> RecognitionTask:
         second = name == "audio2_ctc"
         speech = Speech(
             channels=(24,) * 7, dropout=0.0, positions=PositionsConfig(width=95, depth=5, groups=16), alibi=second,
@@ -54,7 +54,7 @@ class TestLetters:
             letters=LetterConfig(symbols=tuple(golden.meta["letters"])),
             frame_masks=FrameMaskConfig(time=0.65 if not second else 0.0, channels=0.0),
         )
-        task = Recognition.build(recipe)
+        task = RecognitionTask.build(recipe)
         weights = released.released(name)[1]
         prefix = "w2v_encoder.w2v_model."
         encoder = {key.removeprefix(prefix): value for key, value in weights.items() if key.startswith(prefix)}
@@ -67,7 +67,7 @@ class TestLetters:
         target = golden[key.replace("input", "target")].long()[None]
         return Transcribed(golden[key][None], target, torch.tensor([target.shape[1]]))
 
-    def test_every_clip(self, task: Recognition, golden: Golden, name: str) -> None:
+    def test_every_clip(self, task: RecognitionTask, golden: Golden, name: str) -> None:
         for number, said in enumerate(golden.meta["clips"]):
             clip = self.clip(golden, f"input_{number}")
             features, _ = task.backbone(clip.inputs)
@@ -83,7 +83,7 @@ class TestLetters:
             assert task.letters.encode(text) == golden[f"target_{number}"].tolist()
             assert task.letters.decode(task.letters.encode(text)) == text.strip()
 
-    def test_clips_in_a_batch_are_clips_alone(self, task: Recognition, golden: Golden, name: str) -> None:
+    def test_clips_in_a_batch_are_clips_alone(self, task: RecognitionTask, golden: Golden, name: str) -> None:
         clips = [golden[f"input_{number}"] for number in range(3)]
         lengths = torch.tensor([len(clip) for clip in clips])
         inputs = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
@@ -100,7 +100,7 @@ class TestLetters:
             theirs: Tensor = golden["padded_batch_logits"]
             assert relative_error(logits[2, : frames[2]], theirs[2, : frames[2]]) > 0.01
 
-    def test_a_transcript_longer_than_its_clip(self, task: Recognition, golden: Golden, name: str) -> None:
+    def test_a_transcript_longer_than_its_clip(self, task: RecognitionTask, golden: Golden, name: str) -> None:
         clip = self.clip(golden, "too_short_input")
         step = task(clip)
         assert float(step.total) == float(golden["too_short_ctc_loss"]) == 0.0
@@ -109,7 +109,7 @@ class TestLetters:
         ordinary = task(self.clip(golden, "input_0"))
         assert float(ordinary.losses["too_long"]) == 0.0
 
-    def test_gradients(self, task: Recognition, golden: Golden, name: str) -> None:
+    def test_gradients(self, task: RecognitionTask, golden: Golden, name: str) -> None:
         for number in range(3):
             task(self.clip(golden, f"input_{number}")).total.backward()
 
@@ -135,7 +135,7 @@ def test_masks_are_the_authors() -> None:
         letters=LetterConfig(symbols=("_", "|", "a")),
         frame_masks=FrameMaskConfig(time=0.65, channels=0.5, channel_length=16),
     )
-    task = Recognition.build(recipe).train()
+    task = RecognitionTask.build(recipe).train()
     batch = Batch("speech", torch.randn(64, 64_000), torch.arange(64), torch.full((64,), -1))
     prepared = task.prepare(batch, seed=0, update=0)
     assert prepared.hidden is not None

@@ -16,8 +16,8 @@ from transformers import (
 )
 
 from data2vec.core import Data2Vec
-from data2vec.core.finetuning.classification import Classification
-from data2vec.core.finetuning.recognition import Recognition, Transcribed
+from data2vec.core.finetuning.classification import ClassificationTask
+from data2vec.core.finetuning.recognition import RecognitionTask, Transcribed
 from data2vec.core.finetuning.transcripts import Letters
 from data2vec.core.settings.finetuning import Case, HeadConfig, LabelConfig, Pool
 from data2vec.core.testing import load_module, relative_error
@@ -36,10 +36,10 @@ CLASSES = tuple("abcde")
 
 def with_head(
     model: Data2Vec, modality: str, reference: Any, config: HeadConfig, names: dict[str, str]
-) -> Classification:
+) -> ClassificationTask:
     """Our classifier with the encoder of a model and the head of theirs."""
     encoder = model.own_state()
-    task = Classification(model.student.single(modality), LabelConfig(classes=CLASSES), config)
+    task = ClassificationTask(model.student.single(modality), LabelConfig(classes=CLASSES), config)
     theirs = reference.state_dict()
     head = {
         f"head.{ours}.{kind}": theirs[f"{name}.{kind}"] for ours, name in names.items() for kind in ("weight", "bias")
@@ -80,7 +80,7 @@ def test_texts(shape: Any, lengths: list[int]) -> None:
     assert relative_error(task.logits(batch.inputs, batch.lengths), logits) < TOLERANCE
 
 
-def recogniser(changes: dict[str, Any]) -> tuple[Data2VecAudioForCTC, Recognition]:
+def recogniser(changes: dict[str, Any]) -> tuple[Data2VecAudioForCTC, RecognitionTask]:
     base = clips.theirs(**changes)
     config: Data2VecAudioConfig = base.config
     config.vocab_size, config.pad_token_id, config.ctc_zero_infinity, config.ctc_loss_reduction = 7, 0, True, "sum"
@@ -89,7 +89,7 @@ def recogniser(changes: dict[str, Any]) -> tuple[Data2VecAudioForCTC, Recognitio
     reference.data2vec_audio.load_state_dict(base.state_dict())
     model = clips.ours(config)
     load_speech(model, base.state_dict())
-    task = Recognition(model.student.single("speech"), Letters(("_", "|", *"abcde"), Case.KEEP))
+    task = RecognitionTask(model.student.single("speech"), Letters(("_", "|", *"abcde"), Case.KEEP))
     head = {f"projection.{kind}": getattr(reference.lm_head, kind) for kind in ("weight", "bias")}
     task.load_own_state({**task.own_state(), **head})
     return reference.eval(), task.eval()

@@ -13,7 +13,7 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.evaluation.features import Pooled
 from data2vec.core.evaluation.linear import linear_accuracy
 from data2vec.core.exhibit import Exhibit
-from data2vec.core.finetuning.labels import settle
+from data2vec.core.finetuning.labels import settle_labels
 from data2vec.core.run.prepare import open_data, with_assets
 from data2vec.core.settings.finetuning import Classification
 
@@ -27,7 +27,7 @@ def opened(recipe: Classification, folder: Path) -> tuple[TrainData, EvaluationD
     train, validation = open_data(recipe, folder / "cache")
     with_assets(recipe, train, validation, folder, started=True)
     (name,) = recipe.modalities
-    settled = settle(recipe.labels, train[name], validation[name], seed=recipe.train.seed)
+    settled = settle_labels(recipe.labels, train[name], validation[name], seed=recipe.train.seed)
     return settled.train, settled.validation
 
 

@@ -26,7 +26,7 @@ from rich.table import Table
 
 from data2vec.core.errors import ConfigError, Data2VecError
 from data2vec.core.files import write_atomically
-from data2vec.core.report.comparison import FILE_NAME, spread
+from data2vec.core.report.comparison import FILE_NAME, mean_and_deviation
 from data2vec.core.run.load import configuration_of
 from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Classification, FineTuning
 
@@ -37,7 +37,7 @@ _LONGER = 3  # times as many updates from scratch
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelUse:
     """One way to use the labels: settings of the experiment, or a baseline of its own."""
 
     name: str
@@ -45,11 +45,11 @@ class Row:
     longer: int = 1
 
 
-ROWS = (
-    Row("fine-tuned, student", ("weights=student",)),
-    Row("fine-tuned, teacher", ("weights=teacher",)),
-    Row("from scratch", ("weights=none",)),
-    Row(f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
+LABEL_USES = (
+    LabelUse("fine-tuned, student", ("weights=student",)),
+    LabelUse("fine-tuned, teacher", ("weights=teacher",)),
+    LabelUse("from scratch", ("weights=none",)),
+    LabelUse(f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
 )
 LINEAR, CONVOLUTIONAL = "linear classifier of the raw input", "small convolutional network"
 
@@ -85,7 +85,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
     for label, column in zip(arguments.labels, columns, strict=True):
         for seed in range(arguments.seeds):
             folder = None
-            for row in ROWS:
+            for row in LABEL_USES:
                 folder = arguments.out / f"{label}-{seed}-{row.name.replace(' ', '-').replace(',', '')}"
                 metric, value = _trained(arguments, row, label, seed, folder)
                 found.metric = metric
@@ -100,7 +100,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
     return found
 
 
-def _trained(arguments: argparse.Namespace, row: Row, label: str, seed: int, folder: Path) -> tuple[str, float]:
+def _trained(arguments: argparse.Namespace, row: LabelUse, label: str, seed: int, folder: Path) -> tuple[str, float]:
     """The main score of a run, and its value; a run that is finished is read."""
     report = folder / "report.json"
     if not report.is_file():
@@ -157,7 +157,7 @@ def _table(found: Comparison) -> Table:
     for heading in ("", *found.columns):
         table.add_column(heading)
     for name, values in found.rows.items():
-        table.add_row(name, *(spread(values.get(column, ())) for column in found.columns))
+        table.add_row(name, *(mean_and_deviation(values.get(column, ())) for column in found.columns))
     return table
 
 

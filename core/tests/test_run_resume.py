@@ -61,7 +61,10 @@ def other(value: Any, hint: Any) -> Any:
     if isinstance(value, dict):
         return {**value, "key": 1}
     if isinstance(value, tuple):
-        return (*value, value[0]) if value else (next(iter(hint.__args__[0])),)
+        if value:
+            return (*value, value[0])
+        item = hint.__args__[0]
+        return (item(1),) if item in (str, int, float) else (next(iter(item)),)
     assert value is None
     return "x" if "str" in str(hint) else 7
 
@@ -102,7 +105,7 @@ def test_another_end_is_possible_where_it_is_asked_for(key: str, allowed: bool, 
 def test_a_folder_of_another_task_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, BASE)
     with pytest.raises(
-        CheckpointError, match=r"update-000000003 is of pretraining, not of fine-tuning; choose another"
+        CheckpointError, match=r"update-000000003 is of pretraining, not of classification; choose another"
     ):
         find_checkpoint(TUNED, tmp_path)
 
@@ -111,5 +114,5 @@ def test_a_checkpoint_that_records_no_task_is_of_pretraining(tmp_path: Path) -> 
     state = {"configuration": {"yaml": to_yaml(BASE)}}
     checkpoint.save(tmp_path / "checkpoints", 3, checkpoint.Checkpoint({}, state), keep=1)
     assert find_checkpoint(BASE, tmp_path) is not None
-    with pytest.raises(CheckpointError, match="is of pretraining, not of fine-tuning"):
+    with pytest.raises(CheckpointError, match="is of pretraining, not of classification"):
         find_checkpoint(TUNED, tmp_path)

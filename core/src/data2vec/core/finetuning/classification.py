@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from data2vec.core.batch import Batch
 from data2vec.core.finetuning.finetuned import FineTuned, Learning
 from data2vec.core.finetuning.head import Head
-from data2vec.core.finetuning.labels import one_hot, targets_of
+from data2vec.core.finetuning.labels import label_targets, one_hot
 from data2vec.core.modality import Mixer
 from data2vec.core.model.encoder import Backbone
 from data2vec.core.settings.finetuning import Classification as Settings
@@ -50,7 +50,7 @@ class Labelled:
         return replace(self, inputs=inputs, targets=targets, lengths=lengths)
 
 
-class Classification(FineTuned[Labelled]):
+class ClassificationTask(FineTuned[Labelled]):
     """An encoder with a head that names the class of a sample, its classes, or a number.
 
     Args:
@@ -90,7 +90,7 @@ class Classification(FineTuned[Labelled]):
 
     def prepare(self, batch: Batch, *, seed: int, update: int) -> Labelled:
         """Read the labels of a batch and mix its samples, on the CPU."""
-        targets = targets_of(batch, self.labels)
+        targets = label_targets(batch, self.labels)
         inputs = batch.inputs
         if self.labels.kind is LabelKind.CLASS:
             targets = one_hot(targets, self.classes, self.labels.smoothing)

@@ -53,7 +53,7 @@ def read_label(kind: LabelKind, text: bytes) -> Label | None:
     return None if any(label_problem(part) for part in parts) else tuple(int(part) for part in parts)
 
 
-def settle(
+def settle_labels(
     config: LabelConfig, train: TrainData, validation: EvaluationData, *, seed: int, earlier: LabelConfig | None = None
 ) -> Settled:
     """Find the classes, leave out samples without a label, and choose the few that are learnt from.
@@ -242,7 +242,7 @@ def _balanced(learnt: Sequence[Sequence[Label]], classes: int) -> tuple[float, .
     return tuple(total / (present * counts[number]) if counts[number] else 1.0 for number in range(classes))
 
 
-def targets_of(batch: Batch, config: LabelConfig) -> Tensor:
+def label_targets(batch: Batch, config: LabelConfig) -> Tensor:
     """The labels of a batch: (B,) int64 classes, (B, C) float32 zeros and ones, or (B, 1) float32 numbers.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from data2vec.core.batch import Batch
 from data2vec.core.finetuning.finetuned import FineTuned, Learning
-from data2vec.core.finetuning.transcripts import BLANK, MEMBER, Letters, targets_of
+from data2vec.core.finetuning.transcripts import BLANK, MEMBER, Letters, letter_targets
 from data2vec.core.hashing import derive
 from data2vec.core.modality import Masker
 from data2vec.core.model.encoder import Backbone, Tokens
@@ -55,7 +55,7 @@ class Transcribed:
         return replace(self, **tensors)
 
 
-class Recognition(FineTuned[Transcribed]):
+class RecognitionTask(FineTuned[Transcribed]):
     """An encoder with a projection of each frame onto letters.
 
     Args:
@@ -110,7 +110,7 @@ class Recognition(FineTuned[Transcribed]):
 
     def prepare(self, batch: Batch, *, seed: int, update: int) -> Transcribed:
         """Read the transcripts of a batch and draw its masks, on the CPU."""
-        targets, sizes = targets_of(batch.annotations.get(MEMBER, (None,) * len(batch)), self.letters)
+        targets, sizes = letter_targets(batch.annotations.get(MEMBER, (None,) * len(batch)), self.letters)
         prepared = Transcribed(batch.inputs, targets, sizes, batch.lengths)
         if not self.training:
             return prepared

@@ -15,8 +15,8 @@ from sklearn import metrics
 from torch import Tensor
 
 from data2vec.core.data.dataset import EvaluationData
-from data2vec.core.finetuning.classification import Classification
-from data2vec.core.finetuning.labels import one_hot, targets_of
+from data2vec.core.finetuning.classification import ClassificationTask
+from data2vec.core.finetuning.labels import label_targets, one_hot
 from data2vec.core.model.encoder import evaluating
 from data2vec.core.settings.finetuning import LabelKind
 
@@ -42,7 +42,7 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(task: Classification, data: EvaluationData, device: torch.device, *, batch: int) -> Predictions:
+def predict(task: ClassificationTask, data: EvaluationData, device: torch.device, *, batch: int) -> Predictions:
     """The task's outputs for all samples of a set, in evaluation mode.
 
     Raises:
@@ -53,7 +53,7 @@ def predict(task: Classification, data: EvaluationData, device: torch.device, *,
     outputs, targets, losses = [], [], []
     with evaluating(task.modules()):
         for part in data.counted(data.evaluation_batches(batch, pin_memory=device.type == "cuda")):
-            own = targets_of(part, labels)
+            own = label_targets(part, labels)
             wanted = one_hot(own, task.classes) if labels.kind is LabelKind.CLASS else own
             on = part.to(device)
             logits = task.logits(on.inputs, on.lengths)

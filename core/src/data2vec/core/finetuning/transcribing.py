@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data2vec.core.batch import Batch
 from data2vec.core.data.dataset import EvaluationData
-from data2vec.core.finetuning.recognition import Recognition, required_frames
+from data2vec.core.finetuning.recognition import RecognitionTask, required_frames
 from data2vec.core.finetuning.transcripts import MEMBER, greedy
 from data2vec.core.model.encoder import evaluating
 
@@ -34,7 +34,7 @@ class Transcript:
 
 
 @torch.no_grad()
-def transcribe(task: Recognition, data: EvaluationData, device: torch.device, *, batch: int) -> list[Transcript]:
+def transcribe(task: RecognitionTask, data: EvaluationData, device: torch.device, *, batch: int) -> list[Transcript]:
     """What the task hears in all clips of a set, letter by letter, in evaluation mode.
 
     Raises:
@@ -53,7 +53,7 @@ def transcribe(task: Recognition, data: EvaluationData, device: torch.device, *,
     return found
 
 
-def said_in(task: Recognition, batch: Batch) -> list[str]:
+def said_in(task: RecognitionTask, batch: Batch) -> list[str]:
     """The transcripts of a batch, their letters in the case that was learnt."""
     texts = batch.annotations[MEMBER]
     return [" ".join(task.letters.words((text or b"").decode("utf-8", "replace"))) for text in texts]
@@ -64,7 +64,7 @@ def cut(logits: Tensor, frames: Tensor) -> Iterator[Tensor]:
     return (own[:count] for own, count in zip(logits, frames.tolist(), strict=True))
 
 
-def text_of(task: Recognition, logits: Tensor) -> str:
+def text_of(task: RecognitionTask, logits: Tensor) -> str:
     """The text of (T, C) logits, with the likeliest symbol of each frame."""
     return task.letters.decode([symbol for symbol, _, _ in greedy(logits)])
 

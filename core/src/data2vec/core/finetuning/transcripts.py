@@ -83,7 +83,7 @@ class SettledLetters:
     validation: EvaluationData
 
 
-def settle(
+def settle_letters(
     config: LetterConfig,
     train: TrainData,
     validation: EvaluationData,
@@ -216,7 +216,7 @@ def _few_minutes(train: TrainData, minutes: float, seed: int) -> TrainData:
     return train.chosen_of([part.tolist() for part in np.split(chosen, edges)])
 
 
-def targets_of(texts: Sequence[bytes | None], letters: Letters) -> tuple[Tensor, Tensor]:
+def letter_targets(texts: Sequence[bytes | None], letters: Letters) -> tuple[Tensor, Tensor]:
     """(B, S) int64 letters of transcripts, filled up with blanks, and (B,) how many each has."""
     encoded = [letters.encode((text or b"").decode("utf-8", "replace")) for text in texts]
     rows = [torch.tensor(numbers, dtype=torch.int64) for numbers in encoded]

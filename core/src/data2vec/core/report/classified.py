@@ -18,7 +18,7 @@ from data2vec.core.batch import Batch
 from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.exhibit import Panel
 from data2vec.core.files import write_atomically
-from data2vec.core.finetuning.classification import Classification as Task
+from data2vec.core.finetuning.classification import ClassificationTask as Task
 from data2vec.core.finetuning.scores import Predictions, scores
 from data2vec.core.modality import Modality
 from data2vec.core.report.comparison import comparison_panel
@@ -44,7 +44,7 @@ _NAMES = {
 _SHARES = ("accuracy", "top5", "wer", "cer")
 
 
-def shown(key: str, value: float) -> str:
+def score_text(key: str, value: float) -> str:
     """A score for people."""
     return f"{100 * value:.1f} %" if key in _SHARES else f"{value:.3f}"
 
@@ -95,7 +95,7 @@ def write_classification_report(
         f"{recipe.train.described_batch} in {duration(progress.seconds)}",
         kind=recipe.kind,
         lead=_lead(found, values, update, progress.update),
-        tiles=[(shown(key, values[key]), _NAMES[key]) for key in recipe.scores if key in values],
+        tiles=[(score_text(key, values[key]), _NAMES[key]) for key in recipe.scores if key in values],
         config=tree(recipe),
         history=read_metrics(folder / "metrics.jsonl"),
         panels=[*comparison_panel(folder), *_panels(found, recipe, recipe.modalities[name], validation)],
@@ -106,7 +106,7 @@ def write_classification_report(
     for key in recipe.scores:
         if key in values:
             table.add_column(_NAMES[key], justify="right", style="bold" if key == main else None)
-    table.add_row(*(shown(key, values[key]) for key in recipe.scores if key in values))
+    table.add_row(*(score_text(key, values[key]) for key in recipe.scores if key in values))
     return table
 
 
@@ -115,7 +115,7 @@ def _lead(found: Predictions, values: dict[str, float], update: int, last: int) 
     if found.kind is LabelKind.CLASS:
         commonest = float(torch.bincount(found.targets).max()) / len(found)
         return (
-            f"The class of {shown('accuracy', values['accuracy'])} of {len(found):,} validation samples is named "
+            f"The class of {score_text('accuracy', values['accuracy'])} of {len(found):,} validation samples is named "
             f"rightly{best}; always naming the commonest gives {100 * commonest:.1f} %."
         )
     return f"Scores on {len(found):,} validation samples{best}."

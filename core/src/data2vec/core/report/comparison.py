@@ -32,7 +32,7 @@ def _table(content: Mapping[str, Any]) -> str:
     head = "".join(f"<th>{html.escape(column)}</th>" for column in ("", *columns))
     rows = "".join(
         f"<tr><td>{html.escape(row['name'])}</td>"
-        + "".join(f"<td>{html.escape(spread(row['values'].get(column, ())))}</td>" for column in columns)
+        + "".join(f"<td>{html.escape(mean_and_deviation(row['values'].get(column, ())))}</td>" for column in columns)
         + "</tr>"
         for row in content["rows"]
     )
@@ -40,7 +40,7 @@ def _table(content: Mapping[str, Any]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>{command}'
 
 
-def spread(values: Sequence[float]) -> str:
+def mean_and_deviation(values: Sequence[float]) -> str:
     """``84.5 ± 1.5 %`` of several shares; a dash of none."""
     if not values:
         return "–"  # noqa: RUF001

@@ -36,9 +36,6 @@ class Report:
 
     title: str
     subtitle: str = ""
-    kind: str = "pretraining"
-    lead: str = ""
-    tiles: Sequence[tuple[str, str]] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
     thresholds: Mapping[str, float] = field(default_factory=dict)
@@ -46,6 +43,9 @@ class Report:
     panels: Sequence[Panel] = ()
     embedding: Embedding | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    kind: str = "pretraining"
+    lead: str = ""
+    tiles: Sequence[tuple[str, str]] = ()
 
 
 def write_report(path: Path, report: Report) -> None:

@@ -14,10 +14,10 @@ from rich.table import Table
 from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.exhibit import Panel
 from data2vec.core.files import write_atomically
-from data2vec.core.finetuning.recognition import Recognition as Task
+from data2vec.core.finetuning.recognition import RecognitionTask as Task
 from data2vec.core.finetuning.transcribing import Transcript, error_rates
 from data2vec.core.modality import Modality
-from data2vec.core.report.classified import shown, shown_samples
+from data2vec.core.report.classified import score_text, shown_samples
 from data2vec.core.report.comparison import comparison_panel
 from data2vec.core.report.gather import duration, facts
 from data2vec.core.report.page import Report, write_report
@@ -63,8 +63,8 @@ def write_recognition_report(
     words = sum(len(one.said.split()) for one in found)
     best = "" if update == progress.update else f" by the weights of update {update:,}, the best of {progress.update:,}"
     lead = (
-        f"{shown('wer', values['wer'])} of {words:,} words in {len(found):,} clips are heard wrongly{best}, "
-        f"and {shown('cer', values['cer'])} of the letters; nothing but the likeliest letter of each frame is used."
+        f"{score_text('wer', values['wer'])} of {words:,} words in {len(found):,} clips are heard wrongly{best}, "
+        f"and {score_text('cer', values['cer'])} of the letters, by the likeliest letter of each frame alone."
     )
     if too_long:
         lead += f" {too_long} transcripts are longer than their clips have frames."
@@ -75,8 +75,8 @@ def write_recognition_report(
         kind=recipe.kind,
         lead=lead,
         tiles=[
-            (shown("wer", values["wer"]), "word error rate"),
-            (shown("cer", values["cer"]), "letter error rate"),
+            (score_text("wer", values["wer"]), "word error rate"),
+            (score_text("cer", values["cer"]), "letter error rate"),
             (f"{values['validation_loss']:.2f}", "validation loss of a clip"),
         ],
         config=tree(recipe),
@@ -91,7 +91,12 @@ def write_recognition_report(
     table = Table(caption=f"{len(found):,} validation clips, weights of update {update:,}", caption_justify="left")
     for heading in ("word error rate", "letter error rate", "validation loss", "transcripts too long"):
         table.add_column(heading, justify="right")
-    row = [shown("wer", values["wer"]), shown("cer", values["cer"]), f"{values['validation_loss']:.3f}", str(too_long)]
+    row = [
+        score_text("wer", values["wer"]),
+        score_text("cer", values["cer"]),
+        f"{values['validation_loss']:.3f}",
+        str(too_long),
+    ]
     table.add_row(*row)
     return table
 

@@ -9,8 +9,8 @@ from typing import Any
 from rich.console import Console
 
 from data2vec.core.checkpoints import checkpoint
-from data2vec.core.finetuning.classification import Classification as Task
-from data2vec.core.finetuning.labels import settle
+from data2vec.core.finetuning.classification import ClassificationTask as Task
+from data2vec.core.finetuning.labels import settle_labels
 from data2vec.core.finetuning.scores import predict, scores
 from data2vec.core.run.kind import Data, Subject
 from data2vec.core.settings.fields import Recipe
@@ -29,7 +29,7 @@ class Classifying:
         (name,) = recipe.modalities
         train, validation = data
         before = earlier.labels if isinstance(earlier, Classification) else None
-        settled = settle(recipe.labels, train[name], validation[name], seed=recipe.train.seed, earlier=before)
+        settled = settle_labels(recipe.labels, train[name], validation[name], seed=recipe.train.seed, earlier=before)
         return recipe.replace(labels=settled.labels), ({name: settled.train}, {name: settled.validation})
 
     def build(self, recipe: Recipe) -> Task:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError
-from data2vec.core.finetuning.classification import Classification
+from data2vec.core.finetuning.classification import ClassificationTask
 from data2vec.core.run.load import LoadedRun
 from data2vec.core.settings.finetuning import LabelKind
 
@@ -31,13 +31,13 @@ class Named:
     value: float | None = None
 
 
-def require_classifier(run: LoadedRun) -> Classification:
+def require_classifier(run: LoadedRun) -> ClassificationTask:
     """The run's model.
 
     Raises:
         CheckpointError: it names no classes.
     """
-    if not isinstance(run.model, Classification):
+    if not isinstance(run.model, ClassificationTask):
         raise CheckpointError(
             f"{run.folder}: a run of {run.experiment.kind}, which names no classes; fine-tune it for classes first"
         )
@@ -55,7 +55,7 @@ def name(run: LoadedRun, inputs: Tensor, lengths: Tensor | None = None) -> list[
     return [_named(model, row) for row in model.probabilities(logits).cpu()]
 
 
-def _named(model: Classification, row: Tensor) -> Named:
+def _named(model: ClassificationTask, row: Tensor) -> Named:
     if model.labels.kind is LabelKind.NUMBER:
         value = float(row[0])
         return Named(f"{value:.4g}", 1.0, {}, value)

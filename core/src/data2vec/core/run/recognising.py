@@ -9,9 +9,9 @@ import torch
 from rich.console import Console
 
 from data2vec.core.errors import ConfigError
-from data2vec.core.finetuning.recognition import Recognition as Task
+from data2vec.core.finetuning.recognition import RecognitionTask as Task
 from data2vec.core.finetuning.transcribing import error_rates, transcribe
-from data2vec.core.finetuning.transcripts import settle
+from data2vec.core.finetuning.transcripts import settle_letters
 from data2vec.core.run.classifying import take_the_best
 from data2vec.core.run.kind import Data, Subject
 from data2vec.core.settings.fields import Recipe
@@ -33,7 +33,7 @@ class Recognising:
             raise ConfigError([f"{name}.{key}={longest}: crops clips, but not what is said in them; set it to null"])
         train, validation = data
         before = earlier.letters if isinstance(earlier, Recognition) else None
-        settled = settle(recipe.letters, train[name], validation[name], seed=recipe.train.seed, earlier=before)
+        settled = settle_letters(recipe.letters, train[name], validation[name], seed=recipe.train.seed, earlier=before)
         return recipe.replace(letters=settled.letters), ({name: settled.train}, {name: settled.validation})
 
     def build(self, recipe: Recipe) -> Task:

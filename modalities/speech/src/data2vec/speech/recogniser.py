@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data2vec.core.errors import CheckpointError
-from data2vec.core.finetuning.recognition import Recognition, Transcribed
+from data2vec.core.finetuning.recognition import RecognitionTask, Transcribed
 from data2vec.core.finetuning.transcripts import SPACE, greedy
 from data2vec.core.run.naming import Named, name, require_classifier
 from data2vec.speech.audio import RATE
@@ -42,7 +42,7 @@ class Recogniser:
     """What a run hears: the likeliest letter of each frame, of one clip or many."""
 
     encoder: SpeechEncoder
-    model: Recognition
+    model: RecognitionTask
 
     def __call__(self, clips: Clips) -> Heard | list[Heard]:
         """The text of a clip, or of each of several.
@@ -114,7 +114,7 @@ def load_recogniser(run: str | Path, *, device: str = "auto") -> Recogniser:
     """
     encoder = SpeechEncoder.load(run, device=device)
     model = encoder.run.model
-    if not isinstance(model, Recognition):
+    if not isinstance(model, RecognitionTask):
         raise CheckpointError(
             f"{encoder.run.folder}: a run of {encoder.run.experiment.kind}, which writes no text; fine-tune it with "
             "experiments/speech_ctc.py"

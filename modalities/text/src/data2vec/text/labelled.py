@@ -47,7 +47,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Row:
+class LabelledRow:
     """One row: texts and label, still as they stand in the file. ``line``: of the file, from 1."""
 
     line: int
@@ -77,7 +77,7 @@ class RowEncoder:
     classes: tuple[str, ...]
     numbers: bool
 
-    def __call__(self, row: Row) -> dict[str, bytes]:
+    def __call__(self, row: LabelledRow) -> dict[str, bytes]:
         """The members ``txt``, ``pair``, and ``cls`` or ``number``.
 
         Raises:
@@ -212,7 +212,7 @@ def _columns(path: Path, header: Sequence[str], arguments: argparse.Namespace) -
     return Columns(text, label, pair, numbers or arguments.numbers)
 
 
-def _rows(records: Iterable[tuple[int, Mapping[str, str]]], columns: Columns) -> Iterator[Row]:
+def _rows(records: Iterable[tuple[int, Mapping[str, str]]], columns: Columns) -> Iterator[LabelledRow]:
     for line, record in records:
         pair = None if columns.pair is None else record.get(columns.pair) or ""
-        yield Row(line, record.get(columns.text) or "", (record.get(columns.label) or "").strip(), pair)
+        yield LabelledRow(line, record.get(columns.text) or "", (record.get(columns.label) or "").strip(), pair)
