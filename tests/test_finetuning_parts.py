@@ -116,6 +116,27 @@ def test_where_weights_come_from(name: str, weights: Weights) -> None:
     )
 
 
+def test_adapters() -> None:
+    """At first they change nothing; then they and the head alone learn."""
+    model = Data2Vec.build(scenarios.scenario("vision_v2"))
+    quiet = {"transformer": {"layer_drop": 0.0}}
+    plain, adapted = task_of(**quiet), task_of(adapters={"rank": 2}, **quiet)
+    for task in (plain, adapted):
+        assert task.start_from(model.own_state()) == []
+    head = {name: value for name, value in plain.own_state().items() if name.startswith("head.")}
+    adapted.load_own_state({**adapted.own_state(), **head})
+    inputs = BATCH.inputs
+    torch.testing.assert_close(adapted.eval().logits(inputs), plain.eval().logits(inputs))
+    learning = {name for name, p in adapted.named_parameters() if p.requires_grad}
+    assert {name for name in learning if not name.startswith("head.")} == {
+        name for name, _ in adapted.named_parameters() if ".lora_" in name
+    }
+    assert len([name for name in learning if ".lora_A." in name]) == 4 * len(adapted.layers)
+    assert {id(p) for group in adapted.groups(OptimConfig()) for p in group.parameters} == {
+        id(p) for p in adapted.parameters() if p.requires_grad
+    }
+
+
 def test_starts_that_do_not_fit() -> None:
     task = task_of()
     before = {name: value.clone() for name, value in task.own_state().items()}

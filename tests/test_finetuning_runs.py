@@ -234,6 +234,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return {name: tensors[name] for name in tensors}
 
 
+def test_adapters_learn_and_are_loaded(place: Place, tmp_path: Path) -> None:
+    assert ended(recipe_of(place, "vision", tmp_path), "adapters.rank=2") == 0
+    before, after = load_run(place.start("vision"), device="cpu").model.state_dict(), weights(tmp_path)
+    name = "transformer.blocks.0.attention.qkv"
+    assert torch.equal(after[f"backbone.encoder.{name}.base_layer.weight"], before[f"student.{name}.weight"])
+    assert after[f"backbone.encoder.{name}.lora_B.default.weight"].any()  # begins at zero
+    assert load_classifier(tmp_path, device="cpu")([]) == []
+
+
 def test_patience_ends_a_run(place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     still = recipe_of(place, "vision", tmp_path, optim={"lr": 1e-12}, evaluation={"every": 1, "patience": 2})
     assert ended(still) == 0
@@ -311,6 +320,7 @@ BAD: dict[str, tuple[dict[str, Any], list[str], str]] = {
     ),
     "more layers than there are": ({}, ["freeze=layers", "freeze_layers=9"], "there are 3 blocks"),
     "frozen for ever": ({}, ["freeze_updates=8"], "the encoder would never learn"),
+    "adapters of what is frozen": ({}, ["adapters.rank=2", "freeze=all"], "set freeze=none"),
     "init_from": ({}, ["train.init_from=runs/x"], "name the run with start="),
     "unknown augmentation": ({}, ["vision.augment.auto_augment=rand-q9"], "vision.augment.auto_augment=rand-q9"),
 }  # fmt: skip

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data2vec.core.errors import CheckpointError, ConfigError
+from data2vec.core.finetuning.adapters import add_adapters, is_adapter, under_adapters
 from data2vec.core.model.encoder import Backbone, Encoder
 from data2vec.core.model.resizing import resize
 from data2vec.core.model.transformer import Transformer, dropped_layers
 from data2vec.core.settings.fields import OptimConfig
-from data2vec.core.settings.finetuning import FineTuning, Freeze, Weights
+from data2vec.core.settings.finetuning import AdapterConfig, FineTuning, Freeze, Weights
 from data2vec.core.task import Group, Prepared, Task
 
 P = TypeVar("P", bound=Prepared)
@@ -35,13 +36,14 @@ class Learning:
     freeze_updates: int = 0
     layer_decay: float = 1.0
     layer_decay_embeddings: bool = True
+    adapters: AdapterConfig = field(default_factory=AdapterConfig)
 
     @classmethod
     def of(cls, recipe: FineTuning) -> Learning:
         """The settings of a recipe."""
         return cls(
             recipe.weights, recipe.freeze, recipe.freeze_layers, recipe.freeze_updates, recipe.layer_decay,
-            recipe.layer_decay_embeddings,
+            recipe.layer_decay_embeddings, recipe.adapters,
         )  # fmt: skip
 
 
@@ -61,6 +63,8 @@ class FineTuned(Task[P], Generic[P]):
         self.backbone = backbone
         self.learning = learning or Learning()
         self._freeze()
+        if self.learning.adapters.rank:
+            add_adapters(self.backbone, self.learning.adapters)
 
     @staticmethod
     def build_backbone(recipe: FineTuning) -> Backbone:
@@ -160,13 +164,14 @@ class FineTuned(Task[P], Generic[P]):
         name = self.backbone.modality
         found = self._encoder_of(state)
         wanted = {key: value for key, value in self.own_state().items() if key.startswith(_TUNED)}
-        own = {f"{_TUNED}{key}": value for key, value in found.items() if self._is_own(key)}
+        places = under_adapters([f"{_TUNED}{key}" for key in found], list(wanted))
+        own = {places[f"{_TUNED}{key}"]: value for key, value in found.items() if self._is_own(key)}
         if isinstance(self.backbone.encoder.transformer.norm, nn.Identity):  # the head has a norm of its own
             own = {key: value for key, value in own.items() if not key.startswith(f"{_TUNED}transformer.norm.")}
         frontend = self.backbone.encoder.frontend(name)
         own, lines = resize(frontend, own, f"{_TUNED}frontends.{name}.")
-        head = {key: value for key, value in self.own_state().items() if key not in wanted}
-        self.load_own_state(own | head)
+        fresh = {key: value for key, value in self.own_state().items() if key not in wanted or is_adapter(key)}
+        self.load_own_state(own | fresh)
         return [f"{name}: {line}" for line in lines]
 
     def _is_own(self, key: str) -> bool:

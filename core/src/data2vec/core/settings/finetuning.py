@@ -119,6 +119,15 @@ class MixConfig:
 
 
 @dataclass(frozen=True)
+class AdapterConfig:
+    """Low-rank adapters (LoRA) on the linear layers of blocks, which learn in place of the encoder; needs peft."""
+
+    rank: int = setting(0, NOT_NEGATIVE)  # 0: none
+    alpha: int = setting(16, at_least(1))  # what an adapter adds is multiplied by alpha / rank
+    dropout: float = setting(0.0, RATE)  # of an adapter's input
+
+
+@dataclass(frozen=True)
 class ScoreConfig:
     """Scores on the validation data, every ``every`` updates and at the end."""
 
@@ -145,6 +154,7 @@ class FineTuning(Recipe):
     layer_decay: float = setting(1.0, PART)  # factor of the learning rate from each block to the one below it
     # Whether it goes on to what is below the blocks; the released code of 2.0 leaves that at the full rate.
     layer_decay_embeddings: bool = True
+    adapters: AdapterConfig = section(AdapterConfig)
     evaluation: ScoreConfig = section(ScoreConfig, Free.YES)
 
     @property
@@ -157,7 +167,10 @@ class FineTuning(Recipe):
         raise NotImplementedError
 
 
-_SHARED = ("start", "weights", "freeze", "freeze_layers", "freeze_updates", "layer_decay", "layer_decay_embeddings")
+_SHARED = (
+    "start", "weights", "freeze", "freeze_layers", "freeze_updates", "layer_decay", "layer_decay_embeddings",
+    "adapters",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)

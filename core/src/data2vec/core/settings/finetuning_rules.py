@@ -37,6 +37,8 @@ def _frozen(recipe: FineTuning) -> list[str]:
         found.append(f"freeze_layers={layers}: with freeze={freeze}; {remedy}")
     if freeze is Freeze.ALL and updates:
         found.append(f"freeze_updates={updates}: freeze=all leaves nothing that could learn later; set one of them")
+    if recipe.adapters.rank and freeze is not Freeze.NONE:
+        found.append(f"adapters.rank={recipe.adapters.rank}: adapters leave the encoder as it is; set freeze=none")
     if updates and updates >= recipe.train.updates:
         found.append(
             f"freeze_updates={updates}: the encoder would never learn in train.updates={recipe.train.updates}; "
