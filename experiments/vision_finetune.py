@@ -113,7 +113,8 @@ sample = RECIPES["base"].replace(
     labels={"count": 200, "smoothing": 0.1},
     head={"init_std": 0.02},
     mix={"mixup": 0.0, "cutmix": 0.0},
-    transformer={"drop_path": 0.1},
+    transformer={"drop_path": 0.0},
+    layer_decay=1.0,
     optim={
         "lr": 2e-3, "betas": (0.9, 0.98), "weight_decay": 0.05, "warmup": 60, "clip": 3.0, "start_lr_ratio": 0.0,
         "final_lr_ratio": 0.01,
