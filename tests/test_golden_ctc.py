@@ -103,7 +103,7 @@ class TestLetters:
     def test_a_transcript_longer_than_its_clip(self, task: RecognitionTask, golden: Golden, name: str) -> None:
         clip = self.clip(golden, "too_short_input")
         step = task(clip)
-        assert float(step.total) == float(golden["too_short_ctc_loss"]) == 0.0
+        assert float(step.total.detach()) == float(golden["too_short_ctc_loss"]) == 0.0
         assert float(step.losses["too_long"]) == 1.0
         assert int(required_frames(clip.targets, clip.target_lengths)) > int(task.logits(clip)[1])
         ordinary = task(self.clip(golden, "input_0"))

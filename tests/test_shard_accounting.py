@@ -113,7 +113,7 @@ def test_every_file_that_was_found_is_accounted_for(
     tool: ModuleType, mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where an interrupted command is continued, or done again."""
-    monkeypatch.setattr(tool, "_command_of", lambda _: fake_files)
+    monkeypatch.setattr(tool, "_commands_of", lambda name: {name: fake_files})
     out = tmp_path / "out"
     command = ["vision", str(mixed), str(out), "--samples-per-shard", "100", "--workers", "2"]
     saved = tool._save_state
@@ -141,7 +141,7 @@ def test_every_file_that_was_found_is_accounted_for(
 def test_files_of_which_none_can_be_used_are_accounted_for(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tool, "_command_of", lambda _: fake_files)
+    monkeypatch.setattr(tool, "_commands_of", lambda name: {name: fake_files})
     folder = tmp_path / "folder"
     folder.mkdir()
     for name in ("a.jpg", "b.jpg", "c.tif"):
@@ -155,7 +155,7 @@ def test_files_of_which_none_can_be_used_are_accounted_for(
 def test_documents_are_accounted_for_beside_their_files(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tool, "_command_of", lambda _: fake_corpus)
+    monkeypatch.setattr(tool, "_commands_of", lambda name: {name: fake_corpus})
     folder = tmp_path / "folder"
     folder.mkdir()
     for number in range(10):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn import metrics
 from torch import Tensor
 
 from data2vec.core.data.dataset import EvaluationData
@@ -77,6 +76,8 @@ def scores(found: Predictions) -> dict[str, float]:
 
 
 def _of_class(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics  # slow to import, and whoever loads a run does not need it
+
     named, classes = outputs.argmax(1), outputs.shape[1]
     values = {"accuracy": metrics.accuracy_score(targets, named)}
     if classes > 5:
@@ -89,6 +90,8 @@ def _of_class(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def _of_classes(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics  # slow to import, and whoever loads a run does not need it
+
     present = targets.any(0)
     precision = metrics.average_precision_score(targets[:, present], outputs[:, present], average="macro")
     return {
@@ -98,6 +101,8 @@ def _of_classes(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
 
 
 def _of_number(outputs: np.ndarray, targets: np.ndarray) -> dict[str, float]:
+    from sklearn import metrics  # slow to import, and whoever loads a run does not need it
+
     given, wanted = outputs[:, 0], targets[:, 0].astype(np.float64)
     return {
         "pearson": _correlation(given, wanted),

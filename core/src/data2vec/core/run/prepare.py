@@ -33,7 +33,8 @@ def write_sample_data(recipe: Recipe, folder: Path, console: Console) -> None:
     place = folder / name
     if not (place / INDEX_NAME).is_file():
         console.print(f"writing sample shards to {place}", markup=False, soft_wrap=True)
-        modality.exhibit.write_sample_shards(place, recipe.data.sample)
+        which = () if recipe.data.sample is None else (recipe.data.sample,)
+        modality.exhibit.write_sample_shards(place, *which)
 
 
 def with_sample_data(recipe: Recipe, folder: Path) -> Recipe:
