@@ -407,9 +407,7 @@ def test_bad_transcripts(
     assert message in capsys.readouterr().err
 
 
-def test_letters_outside_are_counted_and_named(
-    place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_letters_outside_are_counted_and_named(place: Place, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     symbols = ("_", "|", *"gostpnwyel")  # neither f nor r
     assert ended(letters_of(place, tmp_path, letters=LetterConfig(symbols=symbols), train={"updates": 1})) == 0
     assert "transcripts have letters outside letters.symbols: 'f' (7)" in caplog.text

@@ -44,9 +44,9 @@ def written(tool: ModuleType, path: Path, *arguments: str) -> tuple[list[dict[st
 # Rows laid out as in GLUE's files.
 GLUE = {
     "CoLA": ("x1\t1\t\tThe dog sleeps here.\nx1\t0\t*\tSleep dog.\n", (b"The dog sleeps here.", None, b"1")),
-    "SST-2": ("sentence\tlabel\na quiet surprise \t0\nloud \"dull\t1\n", (b"a quiet surprise ", None, b"0")),
+    "SST-2": ('sentence\tlabel\na quiet surprise \t0\nloud "dull\t1\n', (b"a quiet surprise ", None, b"0")),
     "MRPC": (
-        "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t70\t71\tHe said \"so\tHe said.\n0\t2\t3\ta\tb\n",
+        'Quality\t#1 ID\t#2 ID\t#1 String\t#2 String\n1\t70\t71\tHe said "so\tHe said.\n0\t2\t3\ta\tb\n',
         (b'He said "so', b"He said.", b"1"),
     ),
     "QQP": (
