@@ -86,6 +86,7 @@ def recipe(labels: str, size: str) -> Recognition:
 experiment = Choices({"labels": tuple(_BUDGETS["base"]), "size": tuple(_BUDGETS)}, recipe)
 
 # Five minutes of synthetic speech with transcripts, in voices that validation does not have; letters of the data.
+# fmt: off
 _sample: dict[str, Any] = {
     "name": "speech_ctc_sample",
     "start": "runs/speech_base_sample",
@@ -96,9 +97,12 @@ _sample: dict[str, Any] = {
     "transformer": {"activation_dropout": 0.1, "layer_drop": 0.0},
     "optim": {"lr": 2e-3, "warmup": 60, "hold": 240, "weight_decay": 0.01, "clip": 5.0},
     "data": {"workers": 1},
-    "train": {"updates": 600, "batch_length": 640_000, "micro_length": 640_000, "checkpoint_every": 500},
+    "train": {
+        "updates": 600, "batch_length": 640_000, "micro_length": 640_000, "checkpoint_every": 500, "keep_best": "cer",
+    },
     "evaluation": {"every": 100},
 }
+# fmt: on
 sample = recipe("10m", "base").replace(**_sample)
 
 if __name__ == "__main__":
