@@ -86,7 +86,6 @@ def recipe(labels: str, size: str) -> Recognition:
 experiment = Choices({"labels": tuple(_BUDGETS["base"]), "size": tuple(_BUDGETS)}, recipe)
 
 # Five minutes of synthetic speech with transcripts, in voices that validation does not have; letters of the data.
-# fmt: off
 _sample: dict[str, Any] = {
     "name": "speech_ctc_sample",
     "start": "runs/speech_base_sample",
@@ -101,8 +100,7 @@ _sample: dict[str, Any] = {
         "updates": 600, "batch_length": 640_000, "micro_length": 640_000, "checkpoint_every": 500, "keep_best": "cer",
     },
     "evaluation": {"every": 100},
-}
-# fmt: on
+}  # fmt: skip
 sample = recipe("10m", "base").replace(**_sample)
 
 if __name__ == "__main__":
