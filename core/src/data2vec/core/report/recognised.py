@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jiwer
@@ -60,14 +60,7 @@ def write_recognition_report(
     }  # fmt: skip
     write_atomically(path.with_suffix(".json"), (json.dumps(result, indent=1) + "\n").encode())
     origin = f"from {recipe.source} ({recipe.weights})" if recipe.source else "from scratch"
-    words = sum(len(one.said.split()) for one in found)
-    best = "" if update == progress.update else f" by the weights of update {update:,}, the best of {progress.update:,}"
-    lead = (
-        f"{score_text('wer', values['wer'])} of {words:,} words in {len(found):,} clips are heard wrongly{best}, "
-        f"and {score_text('cer', values['cer'])} of the letters, by the likeliest letter of each frame alone."
-    )
-    if too_long:
-        lead += f" {too_long} transcripts are longer than their clips have frames."
+    lead = _lead(found, values, update, progress.update)
     report = Report(
         title=recipe.name,
         subtitle=f"{name}, fine-tuned {origin} on {train.total:,} transcribed clips: {progress.update:,} updates of "
@@ -99,6 +92,20 @@ def write_recognition_report(
     ]
     table.add_row(*row)
     return table
+
+
+def _lead(found: Sequence[Transcript], values: Mapping[str, float], update: int, last: int) -> str:
+    """The result in a sentence or two."""
+    words = sum(len(one.said.split()) for one in found)
+    best = "" if update == last else f" by the weights of update {update:,}, the best of {last:,}"
+    lead = (
+        f"{score_text('wer', values['wer'])} of {words:,} words in {len(found):,} clips are heard wrongly{best}, "
+        f"and {score_text('cer', values['cer'])} of the letters, by the likeliest letter of each frame alone."
+    )
+    too_long = sum(one.too_long for one in found)
+    if too_long:
+        lead += f" {too_long} transcripts are longer than their clips have frames."
+    return lead
 
 
 def _panels(
