@@ -38,5 +38,5 @@ def under_adapters(names: list[str], own: list[str]) -> dict[str, str]:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter is an adapter's."""
+    """Tell whether a parameter is an adapter's."""
     return ".lora_" in name

@@ -28,7 +28,7 @@ _STUDENT, _TEACHER, _TUNED = "student.", "teacher.encoder.", "backbone.encoder."
 
 @dataclass(frozen=True)
 class Learning:
-    """How the parts of an encoder learn; see :class:`data2vec.core.settings.finetuning.FineTuning`."""
+    """The way in which the parts of an encoder learn; see :class:`data2vec.core.settings.finetuning.FineTuning`."""
 
     weights: Weights = Weights.STUDENT
     freeze: Freeze = Freeze.NONE
@@ -137,7 +137,7 @@ class FineTuned(Task[P], Generic[P]):
         return [Group(tuple(own), weight_decay, scale, starts) for (weight_decay, scale, starts), own in found.items()]
 
     def _scales(self) -> dict[int, int]:
-        """How many times the rate of a parameter (by identity) is multiplied by the layer decay."""
+        """Count how often the rate of each parameter (by identity) is multiplied by the layer decay."""
         blocks = self.layers
         frontend = self.backbone.encoder.frontend(self.backbone.modality)
         below = len(blocks) + 1 if self.learning.layer_decay_embeddings else 0
@@ -175,7 +175,7 @@ class FineTuned(Task[P], Generic[P]):
         return [f"{name}: {line}" for line in lines]
 
     def _is_own(self, key: str) -> bool:
-        """Whether a part of an encoder's state is of this modality, or shared."""
+        """Tell whether a part of an encoder's state is of this modality, or shared."""
         return not key.startswith("frontends.") or key.split(".")[1] == self.backbone.modality
 
     def _encoder_of(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ class Transcript:
 
 @torch.no_grad()
 def transcribe(task: RecognitionTask, data: EvaluationData, device: torch.device, *, batch: int) -> list[Transcript]:
-    """What the task hears in all clips of a set, letter by letter, in evaluation mode.
+    """Write down what the task hears in all clips of a set, letter by letter, in evaluation mode.
 
     Raises:
         DataError: no usable clips.

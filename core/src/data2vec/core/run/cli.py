@@ -159,7 +159,7 @@ def _variant(
 
 
 def _is_missing(before: Recipe | None, chosen: Recipe) -> bool:
-    """Whether the run that the chosen one starts from is the one to be made first, and not finished."""
+    """Tell whether the run that the chosen one starts from is the one to be made first, and not finished."""
     source = chosen.start if isinstance(chosen, FineTuning) else None
     if before is None or source is None or Path(source) != run_folder(before):
         return False

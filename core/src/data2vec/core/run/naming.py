@@ -18,7 +18,7 @@ _LIKELY = 0.5  # from which on a class of several is named
 
 @dataclass(frozen=True)
 class Named:
-    """What a classifier says of one sample.
+    """The answer of a classifier for one sample.
 
     ``label``: the likeliest class; of several that may hold together, all of 50 % or more, joined by commas; of a
     number its text. ``probability``: of the class that is named (the lowest of several); 1 where a number is predicted.
@@ -46,7 +46,7 @@ def require_classifier(run: LoadedRun) -> ClassificationTask:
 
 @torch.no_grad()
 def name(run: LoadedRun, inputs: Tensor, lengths: Tensor | None = None) -> list[Named]:
-    """What a run's classifier says of prepared inputs (B, ...), of which the first ``lengths`` (B,) are valid."""
+    """Name the classes of prepared inputs (B, ...), of which the first ``lengths`` (B,) are valid."""
     model = require_classifier(run)
     if not len(inputs):
         return []

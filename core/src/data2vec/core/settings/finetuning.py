@@ -114,7 +114,7 @@ class MixConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is mixed."""
+        """Tell whether anything is mixed."""
         return self.chance > 0 and max(self.mixup, self.cutmix) > 0
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scoring:
-    """How a task is scored while it trains.
+    """The scoring of a task while it trains.
 
     ``score``: called on every rank, each on its own; what it returns joins the metrics. ``every``: updates from one
     call to the next, and after the last; None: never. ``lowest``: scores of which the lowest is the best. ``patience``:

@@ -39,7 +39,7 @@ class Heard:
 
 @dataclass(frozen=True)
 class Recogniser:
-    """What a run hears: the likeliest letter of each frame, of one clip or many."""
+    """A run as a listener: the likeliest letter of each frame, of one clip or many."""
 
     encoder: SpeechEncoder
     model: RecognitionTask
@@ -91,7 +91,7 @@ class ClipClassifier:
     encoder: SpeechEncoder
 
     def __call__(self, clips: Clips) -> Named | list[Named]:
-        """What is named of a clip, or of each of several; the errors are those of :class:`Recogniser`."""
+        """Name the class of a clip, or of each of several; the errors are those of :class:`Recogniser`."""
         several, one = several_clips(clips)
         found: list[Named] = []
         for part in _parts(several):

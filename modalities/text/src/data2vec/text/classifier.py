@@ -20,7 +20,7 @@ class TextClassifier:
     encoder: TextEncoder
 
     def __call__(self, texts: Item | Iterable[Item]) -> Named | list[Named]:
-        """What is named of a text, or of each of several.
+        """Name the class of a text, or of each of several.
 
         Raises:
             SampleError: something else than a text or a pair, or one without tokens.

@@ -28,7 +28,7 @@ class ImageClassifier:
     def __call__(self, images: Images) -> Named | list[Named]: ...
 
     def __call__(self, images: Images) -> Named | list[Named]:
-        """What is named of an image, or of each of several.
+        """Name the class of an image, or of each of several.
 
         Raises:
             SampleError: a file that cannot be read, or that is no image.
