@@ -1,4 +1,4 @@
-"""Baselines for the labels of a fine-tuned run, without its network: a linear classifier, a small convolutional network."""
+"""Baselines for the labels of a fine-tuned run: a linear classifier and a small convolutional network."""
 
 from __future__ import annotations
 

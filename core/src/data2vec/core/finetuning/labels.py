@@ -102,7 +102,7 @@ def _check_same_head(config: LabelConfig, earlier: LabelConfig) -> None:
 
 
 def _is_left_to_training(config: LabelConfig, train: TrainData) -> bool:
-    """Tell whether reading every label first would cost more than it tells; training then meets what is wrong with one."""
+    """Tell whether reading every label first would cost more than it tells; training meets what is wrong then."""
     needed = config.kind is not LabelKind.CLASS or config.count is not None or config.balanced
     remote = any(is_url(shard.location) for shard in train.shards.shards)
     return not needed and (remote or train.total > _ALL_READ)
