@@ -69,6 +69,7 @@ class Modality(ModalitySettings):
 
     length_unit: ClassVar[str] = ""  # what input lengths count, where samples differ ("tokens")
     units_of_second: ClassVar[int] = 1  # how many of these a second has
+    crop_key: ClassVar[str] = ""  # the setting of the length that inputs are cropped to, where there is one
     assets: ClassVar[tuple[str, ...]] = ()  # files beside the shards that a run keeps (a tokenizer)
 
     @property

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from rich.console import Console
+from rich.table import Table
 
-from data2vec.core.checkpoints import checkpoint
-from data2vec.core.finetuning.classification import ClassificationTask as Task
+from data2vec.core.data.dataset import EvaluationData
+from data2vec.core.finetuning.classification import ClassificationTask
 from data2vec.core.finetuning.labels import settle_labels
-from data2vec.core.finetuning.scores import predict, scores
+from data2vec.core.finetuning.scores import Predictions, predict, scores
 from data2vec.core.run.kind import Data, Subject
+from data2vec.core.run.tuning import Tuning
 from data2vec.core.settings.fields import Recipe
-from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Classification
-from data2vec.core.task import Task as AnyTask
+from data2vec.core.settings.finetuning import Classification
 from data2vec.core.training.progress import Progress
-from data2vec.core.training.scoring import Scoring
 
 
-class Classifying:
+class Classifying(Tuning[Predictions]):
     """See :class:`data2vec.core.run.kind.Kind`."""
 
     def settle(self, recipe: Recipe, data: Data, earlier: Recipe | None) -> tuple[Recipe, Data]:
@@ -32,48 +30,29 @@ class Classifying:
         settled = settle_labels(recipe.labels, train[name], validation[name], seed=recipe.train.seed, earlier=before)
         return recipe.replace(labels=settled.labels), ({name: settled.train}, {name: settled.validation})
 
-    def build(self, recipe: Recipe) -> Task:
+    def build(self, recipe: Recipe) -> ClassificationTask:
         """Build a model for settled labels."""
         assert isinstance(recipe, Classification)
-        return Task.build(recipe)
+        return ClassificationTask.build(recipe)
 
-    def scoring(self, subject: Subject) -> Scoring:
-        """Score the predictions for the validation data."""
-        recipe = subject.recipe
-        assert isinstance(recipe, Classification)
-        score = partial(_scores, subject, recipe.evaluation.batch)
-        return Scoring(score, recipe.evaluation.every, LOWER_IS_BETTER, recipe.evaluation.patience)
+    def find(self, subject: Subject, data: EvaluationData, batch: int) -> Predictions:
+        """Predict."""
+        assert isinstance(subject.task, ClassificationTask)
+        return predict(subject.task, data, subject.device, batch=batch)
 
-    def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
-        """Score the best checkpoint, and write a page on it."""
+    def judge(self, found: Predictions) -> Mapping[str, float]:
+        """Score the predictions."""
+        return scores(found)
+
+    def report(self, subject: Subject, found: Predictions, progress: Progress, path: Path, update: int) -> Table:
+        """Write a page with confusions and mistakes."""
         from data2vec.core.report.classified import write_classification_report  # drawing is slow to import
 
         recipe, task = subject.recipe, subject.task
         assert isinstance(recipe, Classification)
-        assert isinstance(task, Task)
-        update = take_the_best(task, folder, progress)
+        assert isinstance(task, ClassificationTask)
         ((name, validation),) = subject.validation.items()
-        found = predict(task, validation, subject.device, batch=recipe.evaluation.batch)
-        path = folder / "report.html"
-        table = write_classification_report(
+        return write_classification_report(
             path, recipe, task, name, subject.train[name], validation, found, update=update, progress=progress,
-            folder=folder, device=subject.device,
+            folder=path.parent, device=subject.device,
         )  # fmt: skip
-        console.print(table)
-        console.print(f"[bold]report: {path}[/] (open it in a browser)", soft_wrap=True)
-
-
-def take_the_best(task: AnyTask[Any], folder: Path, progress: Progress) -> int:
-    """Take the weights of the checkpoint with the best score, where there is one; returns its update."""
-    best = checkpoint.named(folder / "checkpoints", "best")
-    if best is None:
-        return progress.update
-    saved = checkpoint.load(best)
-    task.load_own_state(saved.tensors["model"])
-    return int(saved.state["update"])
-
-
-def _scores(subject: Subject, batch: int) -> dict[str, float]:
-    (validation,) = subject.validation.values()
-    assert isinstance(subject.task, Task)
-    return scores(predict(subject.task, validation, subject.device, batch=batch))

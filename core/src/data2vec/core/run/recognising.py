@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from rich.console import Console
+from rich.table import Table
 
+from data2vec.core.data.dataset import EvaluationData
 from data2vec.core.errors import ConfigError
-from data2vec.core.finetuning.recognition import RecognitionTask as Task
-from data2vec.core.finetuning.transcribing import error_rates, transcribe
+from data2vec.core.finetuning.recognition import RecognitionTask
+from data2vec.core.finetuning.transcribing import Transcript, error_rates, transcribe
 from data2vec.core.finetuning.transcripts import settle_letters
-from data2vec.core.run.classifying import take_the_best
 from data2vec.core.run.kind import Data, Subject
+from data2vec.core.run.tuning import Tuning
 from data2vec.core.settings.fields import Recipe
-from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Recognition
+from data2vec.core.settings.finetuning import Recognition
 from data2vec.core.training.progress import Progress
-from data2vec.core.training.scoring import Scoring
 
 
-class Recognising:
+class Recognising(Tuning[list[Transcript]]):
     """See :class:`data2vec.core.run.kind.Kind`."""
 
     def settle(self, recipe: Recipe, data: Data, earlier: Recipe | None) -> tuple[Recipe, Data]:
@@ -29,46 +28,36 @@ class Recognising:
         ((name, modality),) = recipe.modalities.items()
         longest = modality.length_range[1]
         if longest is not None:
-            key = "audio.max_length" if name == "speech" else "its longest input"
-            raise ConfigError([f"{name}.{key}={longest}: crops clips, but not what is said in them; set it to null"])
+            key = f"{name}.{modality.crop_key}"
+            raise ConfigError([f"{key}={longest}: crops clips, but not what is said in them; set it to null"])
         train, validation = data
         before = earlier.letters if isinstance(earlier, Recognition) else None
         settled = settle_letters(recipe.letters, train[name], validation[name], seed=recipe.train.seed, earlier=before)
         return recipe.replace(letters=settled.letters), ({name: settled.train}, {name: settled.validation})
 
-    def build(self, recipe: Recipe) -> Task:
+    def build(self, recipe: Recipe) -> RecognitionTask:
         """Build a model for settled letters."""
         assert isinstance(recipe, Recognition)
-        return Task.build(recipe)
+        return RecognitionTask.build(recipe)
 
-    def scoring(self, subject: Subject) -> Scoring:
-        """Take the error rates on the validation data."""
-        recipe = subject.recipe
-        assert isinstance(recipe, Recognition)
-        score = partial(_scores, subject, recipe.evaluation.batch)
-        return Scoring(score, recipe.evaluation.every, LOWER_IS_BETTER, recipe.evaluation.patience)
+    def find(self, subject: Subject, data: EvaluationData, batch: int) -> list[Transcript]:
+        """Transcribe."""
+        assert isinstance(subject.task, RecognitionTask)
+        return transcribe(subject.task, data, subject.device, batch=batch)
 
-    def conclude(self, subject: Subject, progress: Progress, folder: Path, console: Console) -> None:
-        """Transcribe with the best checkpoint, and write a page on it."""
+    def judge(self, found: list[Transcript]) -> Mapping[str, float]:
+        """Take the error rates."""
+        return error_rates(found)
+
+    def report(self, subject: Subject, found: list[Transcript], progress: Progress, path: Path, update: int) -> Table:
+        """Write a page with the worst transcripts."""
         from data2vec.core.report.recognised import write_recognition_report  # drawing is slow to import
 
         recipe, task = subject.recipe, subject.task
         assert isinstance(recipe, Recognition)
-        assert isinstance(task, Task)
-        update = take_the_best(task, folder, progress)
+        assert isinstance(task, RecognitionTask)
         ((name, validation),) = subject.validation.items()
-        found = transcribe(task, validation, subject.device, batch=recipe.evaluation.batch)
-        path = folder / "report.html"
-        table = write_recognition_report(
+        return write_recognition_report(
             path, recipe, task, name, subject.train[name], validation, found, update=update, progress=progress,
-            folder=folder, device=subject.device,
+            folder=path.parent, device=subject.device,
         )  # fmt: skip
-        console.print(table)
-        console.print(f"[bold]report: {path}[/] (open it in a browser)", soft_wrap=True)
-
-
-def _scores(subject: Subject, batch: int) -> dict[str, float]:
-    (validation,) = subject.validation.values()
-    assert isinstance(subject.task, Task)
-    device: torch.device = subject.device
-    return error_rates(transcribe(subject.task, validation, device, batch=batch))

@@ -6,6 +6,7 @@ speech, RoBERTa's for text, and the released configurations of data2vec 2.0 (arX
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
@@ -138,7 +139,7 @@ class ScoreConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTuning(Recipe):
+class FineTuning(Recipe, ABC):
     """The settings of the training of an encoder for a task with labels.
 
     With ``start`` the network is that of the run it names: of ``transformer`` and of the modality only those settings
@@ -162,9 +163,9 @@ class FineTuning(Recipe):
         return None if self.weights is Weights.NONE else self.start
 
     @property
+    @abstractmethod
     def scores(self) -> tuple[str, ...]:
         """The scores on the validation data, the one that tells most first."""
-        raise NotImplementedError
 
 
 _SHARED = (

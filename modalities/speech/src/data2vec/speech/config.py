@@ -93,6 +93,7 @@ class Speech(Modality):
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     length_unit: ClassVar[str] = "samples at 16 kHz"
     units_of_second: ClassVar[int] = 16_000
+    crop_key: ClassVar[str] = "audio.max_length"
 
     channels: tuple[int, ...] = setting((512,) * 7, _OF_EACH)  # of each convolution over the waveform
     kernels: tuple[int, ...] = setting((10, 3, 3, 3, 3, 2, 2), _OF_EACH)

@@ -98,6 +98,7 @@ class Text(Modality):
     name: ClassVar[str] = "text"
     extensions: ClassVar[tuple[str, ...]] = EXTENSIONS
     length_unit: ClassVar[str] = "tokens"
+    crop_key: ClassVar[str] = "block"
     assets: ClassVar[tuple[str, ...]] = (FILE_NAME,)
 
     # Rows of the embedding; at least the tokenizer's tokens.
