@@ -94,10 +94,10 @@ _sample: dict[str, Any] = {
     "letters": {"symbols": (), "case": Case.LOWER, "minutes": 5.0, "min_words": 3},
     "frame_masks": {"time": 0.3, "time_length": 5, "channels": 0.1, "channel_length": 16},
     "transformer": {"activation_dropout": 0.1, "layer_drop": 0.0},
-    "optim": {"lr": 2e-3, "warmup": 60, "hold": 240, "weight_decay": 0.01, "clip": 5.0},
+    "optim": {"lr": 1e-3, "warmup": 60, "hold": 240, "weight_decay": 0.01, "clip": 5.0},
     "data": {"workers": 1},
     "train": {
-        "updates": 600, "batch_length": 640_000, "micro_length": 640_000, "checkpoint_every": 500, "keep_best": "cer",
+        "updates": 600, "batch_length": 160_000, "micro_length": 160_000, "checkpoint_every": 500, "keep_best": "cer",
     },
     "evaluation": {"every": 100},
 }  # fmt: skip

@@ -95,9 +95,9 @@ def sample_recipe(task: str) -> Classification:
         labels={"count": 200} if task == "topic" else {},
         head={"pool": Pool.MEAN, "hidden": task == "order"},
         text={"dropout": 0.1},
-        optim={"lr": 5e-4, "warmup": 40, "weight_decay": 0.01, "clip": 5.0},
+        optim={"lr": 5e-4 if task == "topic" else 1e-3, "warmup": 40, "weight_decay": 0.01, "clip": 5.0},
         data={"workers": 1, "sample": None if task == "topic" else task},
-        train={"updates": 400 if task == "topic" else 1_500, "batch": 32, "checkpoint_every": 500},
+        train={"updates": 200 if task == "topic" else 600, "batch": 32, "checkpoint_every": 500},
         evaluation={"every": 100},
     )
 

@@ -193,10 +193,10 @@ def test_a_comparison(tmp_path: Path) -> None:
     content = json.loads((tmp_path / "runs" / "compare_tiny_finetune" / "comparison.json").read_text())
     assert [row["name"] for row in content["rows"]] == [
         "fine-tuned, student", "fine-tuned, teacher", "from scratch", "from scratch, 3 times as long",
-        "linear classifier of the raw input", "small convolutional network",
+        "linear classifier of the raw input", "small network",
     ]  # fmt: skip
     assert all(len(row["values"]["50 labels"]) == 1 for row in content["rows"])
-    assert "small convolutional network" in out
+    assert "small network" in out
     longer = tmp_path / "runs" / "compare_tiny_finetune" / "50-0-from-scratch-3-times-as-long"
     assert read_metrics(longer / "metrics.jsonl")[-1]["update"] == 9
     assert load_run(longer, device="cpu").experiment.weights is Weights.NONE  # type: ignore[attr-defined]

@@ -114,6 +114,28 @@ def test_training_never_sees_a_held_out_file(passages: list[samples.Passage], sh
     assert torch.equal(found, wanted)
 
 
+def test_a_bag_of_words_cannot_tell_the_order_of_sentences(
+    passages: list[samples.Passage], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each pair stands in both orders in one set, and neighbours in the source are written as they stand there."""
+    monkeypatch.setattr(samples, "read_passages", lambda: passages)
+    samples.write_order_shards(tmp_path)
+    assert ShardIndex.load(tmp_path).class_names == ("in order", "swapped")
+    texts = {one.key: " ".join(one.text.split()) for one in passages}
+    kept = {}
+    for prefix, least in (("train", 2_000), ("validation", 400)):
+        found = blocks(tmp_path, prefix)
+        kept[prefix] = {key.rpartition("-")[0] for key in found}
+        assert len(found) == 2 * len(kept[prefix]) >= 2 * least
+        for key in kept[prefix]:
+            straight, swapped = found[f"{key}-0"], found[f"{key}-1"]
+            assert (straight["cls"], swapped["cls"]) == (b"0", b"1")
+            assert (straight["txt"], straight["pair"]) == (swapped["pair"], swapped["txt"])
+            text = texts[key]
+            assert text.index(straight["txt"].decode()) < text.rindex(straight["pair"].decode())
+    assert kept["train"].isdisjoint(kept["validation"])
+
+
 def test_another_process_writes_the_same_bytes_and_imports_nothing(
     elsewhere: tuple[subprocess.Popen[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

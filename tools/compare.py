@@ -4,8 +4,9 @@
     tools/compare.py experiments/speech_ctc.py --seeds 3 -- start=runs/mine data.train=... data.validation=...
 
 Each row is trained on the same labels: the pretrained student and the teacher; the same network from scratch, as long
-and three times as long; the plainest representation of the input under a linear classifier (of classes); and, where
-inputs are pictures, a small convolutional network. A finished part is not repeated when the command is given again.
+and three times as long; the plainest representation of the input under a linear classifier; and a small network made
+for the task (baselines.py; not for numbers, nor for several labels a sample). A finished part is not repeated when
+the command is given again.
 The table goes to OUT/comparison.json and into the folder of the run, whose report then shows it.
 """
 
@@ -28,10 +29,10 @@ from data2vec.core.errors import ConfigError, Data2VecError
 from data2vec.core.files import write_atomically
 from data2vec.core.report.comparison import FILE_NAME, mean_and_deviation
 from data2vec.core.run.load import configuration_of
-from data2vec.core.settings.finetuning import LOWER_IS_BETTER, Classification, FineTuning
+from data2vec.core.settings.finetuning import LOWER_IS_BETTER, FineTuning
 
 sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this file by its path
-from baselines import convolutional_score, linear_score
+from baselines import baseline_scores
 
 _LONGER = 3  # times as many updates from scratch
 
@@ -51,7 +52,6 @@ LABEL_USES = (
     LabelUse("from scratch", ("weights=none",)),
     LabelUse(f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
 )
-LINEAR, CONVOLUTIONAL = "linear classifier of the raw input", "small convolutional network"
 
 
 @dataclass
@@ -92,7 +92,7 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
                 found.add(row.name, column, value)
                 console.print(f"{column}, seed {seed}: {row.name} {metric} {value:.4f}", markup=False)
             assert folder is not None
-            for name, value in _baselines(folder):
+            for name, value in _baselines(folder, found.metric):
                 found.add(name, column, value)
                 console.print(f"{column}, seed {seed}: {name} {found.metric} {value:.4f}", markup=False)
             content = (json.dumps(found.to_json(), indent=1) + "\n").encode()
@@ -136,19 +136,16 @@ def _updates(arguments: argparse.Namespace, words: Sequence[str]) -> int:
     return int(lines[0])
 
 
-def _baselines(folder: Path) -> Iterator[tuple[str, float]]:
+def _baselines(folder: Path, metric: str) -> Iterator[tuple[str, float]]:
     """The scores of what was made for the labels of a run alone."""
     recipe = configuration_of(folder)
-    if not isinstance(recipe, Classification):
-        return
+    assert isinstance(recipe, FineTuning)
     kept = folder / "baselines.json"
     if not kept.is_file():
-        values = {LINEAR: linear_score(recipe, folder)}
-        convolutional = convolutional_score(recipe, folder)
-        if convolutional is not None:
-            values[CONVOLUTIONAL] = convolutional
-        write_atomically(kept, json.dumps(values).encode())
-    yield from json.loads(kept.read_text()).items()
+        write_atomically(kept, json.dumps(baseline_scores(recipe, folder)).encode())
+    for name, scores in json.loads(kept.read_text()).items():
+        if metric in scores:
+            yield name, scores[metric]
 
 
 def _table(found: Comparison) -> Table:

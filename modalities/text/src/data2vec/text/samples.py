@@ -35,7 +35,6 @@ _LEAST_CHARACTERS = 200  # shorter ones say little
 _LEAST_SHARE = 0.3  # of a file that stands in triple quotes: parsing the others finds little
 _HELD_OUT = 0.2  # of the files
 _LABELLED = {"train": 400, "validation": 150}  # texts of each class that carry their label
-_PAIRS = {"train": 6_000, "validation": 1_000}
 _ORDERS = ("in order", "swapped")
 _PROSE = re.compile(r"[A-Z`'\"][^\n>=|*]{18,228}[.!?:]")  # short enough that a pair fits into a block
 _SENTENCE_END = re.compile(r"(?<=[.!?]) (?=[A-Z])")
@@ -84,10 +83,10 @@ def write_text_shards(folder: Path) -> None:
 
 
 def write_order_shards(folder: Path) -> None:
-    """Write pairs of neighbouring sentences, in their order (class 0) or swapped (class 1): words alone do not tell.
+    """Write the first two sentences of texts, each pair in its order (class 0) and swapped (class 1).
 
-    The sentences of the held-out files validate. Shards hold the texts (``txt``, ``pair``), with the tokenizer of
-    :func:`write_text_shards` beside them.
+    What a bag of words sees of a pair is the same for both classes. The sentences of the held-out files validate.
+    Shards hold the texts (``txt``, ``pair``), with the tokenizer of :func:`write_text_shards` beside them.
 
     Raises:
         DataError: a library is not installed with its source, or the folder cannot be written to.
@@ -95,25 +94,24 @@ def write_order_shards(folder: Path) -> None:
     passages = read_passages()
     tokenizer = train_bpe((one.text for one in passages if not one.held_out), VOCABULARY)
     for prefix, held_out in (("train", False), ("validation", True)):
-        pairs = [pair for one in passages if one.held_out is held_out for pair in _pairs(one)]
-        chosen = [pairs[number] for number in permutation(len(pairs), 1).tolist()[: _PAIRS[prefix]]]
+        pairs = [(one.key, *_first_pair(one)) for one in passages if one.held_out is held_out and _first_pair(one)]
         with ShardWriter(folder, prefix, "text", samples_per_shard=_SAMPLES_PER_SHARD, class_names=_ORDERS) as writer:
-            for number, (key, first, second) in enumerate(chosen):
+            for number in permutation(2 * len(pairs), 1).tolist():
+                key, first, second = pairs[number // 2]
                 swapped = number % 2
                 texts = (second, first) if swapped else (first, second)
-                writer.write(key, {"txt": texts[0], "pair": texts[1], "cls": str(swapped).encode()})
+                writer.write(f"{key}-{swapped}", {"txt": texts[0], "pair": texts[1], "cls": str(swapped).encode()})
     try:
         write_atomically(folder / FILE_NAME, tokenizer.content)
     except OSError as error:
         raise DataError(f"{folder / FILE_NAME}: cannot be written ({error.strerror})") from None
 
 
-def _pairs(passage: Passage) -> Iterator[tuple[str, bytes, bytes]]:
-    """(key, sentence, next sentence) of a passage's paragraphs of prose, each sentence in one pair at most."""
-    paragraphs = [" ".join(part.split()) for part in passage.text.split("\n\n")]
+def _first_pair(passage: Passage) -> tuple[bytes, ...]:
+    """The first two sentences of a passage's paragraphs of prose; none where it has fewer."""
+    paragraphs = (" ".join(part.split()) for part in passage.text.split("\n\n"))
     sentences = [one for part in paragraphs for one in _SENTENCE_END.split(part) if _PROSE.fullmatch(one)]
-    for number in range(0, len(sentences) - 1, 2):
-        yield f"{passage.key}-{number:02d}", sentences[number].encode(), sentences[number + 1].encode()
+    return tuple(one.encode() for one in sentences[:2]) if len(sentences) > 1 else ()
 
 
 def read_passages() -> list[Passage]:
