@@ -26,7 +26,8 @@ from data2vec.core.testing import load_script
 from data2vec.core.training.monitor import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py"))
+_ALL = (ROOT / "experiments").rglob("*.py")
+EXPERIMENTS = sorted(path.relative_to(ROOT / "experiments").with_suffix("").as_posix() for path in _ALL)
 TINY = (
     "transformer.depth=2", "transformer.width=32", "transformer.heads=2", "targets.top_k=2", "train.updates=6",
     "train.batch=16", "optim.warmup=1", "evaluation.max_samples=300", "evaluation.few_labels=50", "train.device=cpu",
