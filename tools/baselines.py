@@ -79,7 +79,8 @@ def tfidf_accuracy(seen: Pooled, judged: Pooled, *, seed: int) -> float:
         use_legacy_attributes=False,
     )  # fmt: skip
     classifier.fit(weighting.transform(seen.x.numpy()), seen.labels.numpy())
-    return float(classifier.score(weighting.transform(judged.x.numpy()), judged.labels.numpy()))
+    named = classifier.predict(weighting.transform(judged.x.numpy()))
+    return float((named == judged.labels.numpy()).mean())
 
 
 class ConvolutionalNetwork(nn.Module):
@@ -214,8 +215,6 @@ def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]
     settled = settle_letters(recipe.letters, train[name], validation[name], seed=recipe.train.seed)
     task = RecognitionTask.build(recipe).eval()  # reads transcripts and counts frames; its weights are not used
     extractor = task.backbone.encoder.frontend(name).extractor
-    length = recipe.train.micro_length or recipe.train.batch_length
-    assert length is not None
 
     def logits(network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         x = modality.exhibit.raw_positions(batch)
@@ -225,12 +224,18 @@ def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]
         valid = torch.arange(x.shape[1]) < frames[:, None]
         return network(x * valid.unsqueeze(-1)), frames
 
+    def stream() -> Iterator[Batch]:
+        length = recipe.train.micro_length
+        if length is None:
+            return settled.train.batches(0, min(_BATCH, settled.train.total))
+        return settled.train.length_batches(0, length)
+
     def score(network: nn.Module) -> dict[str, float]:
         def loss(batch: Batch) -> Tensor:
             values, frames = logits(network, batch)
             return task.losses(values, frames, task.prepare(batch, seed=0, update=0)).mean()
 
-        _learn(network, settled.train.length_batches(0, length), loss)
+        _learn(network, stream(), loss)
         found = []
         with torch.no_grad():
             for batch in settled.validation.evaluation_batches(recipe.evaluation.batch):
