@@ -208,3 +208,7 @@ def test_comparisons_name_what_failed(tmp_path: Path, capsys: pytest.CaptureFixt
     path = ROOT / "experiments" / "vision_finetune.py"
     assert tool.main([str(path), "--out", str(tmp_path), "--seeds", "1", "optim.lr=-1"]) == 2
     assert "optim.lr=-1.0: must be greater than 0" in capsys.readouterr().err
+    for rows, message in (("student,teachr", "no 'teachr'; choose of student, teacher"), ("baselines", "name one of")):
+        with pytest.raises(SystemExit):
+            tool.main([str(path), "--rows", rows])
+        assert message in capsys.readouterr().err

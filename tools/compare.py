@@ -2,6 +2,7 @@
 
     tools/compare.py experiments/vision_finetune.py --labels 200,all
     tools/compare.py experiments/speech_ctc.py --seeds 3 -- start=runs/mine data.train=... data.validation=...
+    tools/compare.py experiments/small/images_32_finetune.py --labels 1000 --rows student,scratch -- start=...
 
 Each row is trained on the same labels: the pretrained student and the teacher; the same network from scratch, as long
 and three times as long; the plainest representation of the input under a linear classifier; and a small network made
@@ -35,22 +36,24 @@ sys.path.insert(0, str(Path(__file__).parent))  # for a caller that loads this f
 from baselines import baseline_scores
 
 _LONGER = 3  # times as many updates from scratch
+_BASELINES = "baselines"  # what the command line calls what needs no encoder
 
 
 @dataclass(frozen=True)
 class LabelUse:
-    """One way to use the labels: settings of the experiment, or a baseline of its own."""
+    """One way to use the labels: settings of the experiment. ``word``: what the command line calls it."""
 
+    word: str
     name: str
     settings: tuple[str, ...] = ()
     longer: int = 1
 
 
 LABEL_USES = (
-    LabelUse("fine-tuned, student", ("weights=student",)),
-    LabelUse("fine-tuned, teacher", ("weights=teacher",)),
-    LabelUse("from scratch", ("weights=none",)),
-    LabelUse(f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
+    LabelUse("student", "fine-tuned, student", ("weights=student",)),
+    LabelUse("teacher", "fine-tuned, teacher", ("weights=teacher",)),
+    LabelUse("scratch", "from scratch", ("weights=none",)),
+    LabelUse("longer", f"from scratch, {_LONGER} times as long", ("weights=none",), _LONGER),
 )
 
 
@@ -79,20 +82,22 @@ def compare(arguments: argparse.Namespace, console: Console) -> Comparison:
     Raises:
         ConfigError: a run failed.
     """
-    columns = [f"{label} labels" for label in arguments.labels]
+    unit = arguments.key.rpartition(".")[2].replace("count", "labels")
+    named = {"all": "all labels", "keep": "labels of the recipe"}
+    columns = [named.get(label, f"{label} {unit}") for label in arguments.labels]
     command = f"uv run tools/compare.py {shlex.join(arguments.words)}"
     found = Comparison("", columns, command)
     for label, column in zip(arguments.labels, columns, strict=True):
         for seed in range(arguments.seeds):
             folder = None
-            for row in LABEL_USES:
+            for row in (use for use in LABEL_USES if use.word in arguments.rows):
                 folder = arguments.out / f"{label}-{seed}-{row.name.replace(' ', '-').replace(',', '')}"
                 metric, value = _trained(arguments, row, label, seed, folder)
                 found.metric = metric
                 found.add(row.name, column, value)
                 console.print(f"{column}, seed {seed}: {row.name} {metric} {value:.4f}", markup=False)
             assert folder is not None
-            for name, value in _baselines(folder, found.metric):
+            for name, value in _baselines(folder, found.metric) if _BASELINES in arguments.rows else ():
                 found.add(name, column, value)
                 console.print(f"{column}, seed {seed}: {name} {found.metric} {value:.4f}", markup=False)
             content = (json.dumps(found.to_json(), indent=1) + "\n").encode()
@@ -166,6 +171,10 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
         "--labels", default="200,all", help="budgets, apart by commas; `keep`: as the recipe has it; default 200,all"
     )
     parser.add_argument("--key", default="labels.count", help="the setting of the budget; default labels.count")
+    words_of_rows = [*(use.word for use in LABEL_USES), _BASELINES]
+    parser.add_argument(
+        "--rows", default=",".join(words_of_rows), help="of %(default)s; at least one that is no baseline"
+    )
     parser.add_argument("--seeds", type=int, default=3, metavar="N", help="0 to N - 1; default 3")
     parser.add_argument("--metric", help="a score of report.json; default the main one")
     parser.add_argument("--out", type=Path, help="folder of all runs; default runs/compare_EXPERIMENT")
@@ -173,7 +182,11 @@ def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings of every run")
     parsed = parser.parse_intermixed_args(words)
     parsed.words = list(words)
-    parsed.labels = parsed.labels.split(",")
+    parsed.labels, parsed.rows = parsed.labels.split(","), parsed.rows.split(",")
+    if unknown := sorted(set(parsed.rows) - set(words_of_rows)):
+        parser.error(f"--rows: no {unknown[0]!r}; choose of {', '.join(words_of_rows)}")
+    if not set(parsed.rows) - {_BASELINES}:
+        parser.error("--rows: baselines read the labels of a run; name one of the others too")
     parsed.out = parsed.out or Path("runs") / f"compare_{Path(parsed.experiment).stem}"
     return parsed
 
