@@ -242,7 +242,7 @@ def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]
                 heard = [text_of(task, own) for own in cut(*logits(network, batch))]
                 said = said_in(task, batch)
                 found += [Transcript(*parts, loss=0.0) for parts in zip(batch.keys, said, heard, strict=True)]
-        return error_rates(found)
+        return {rate: value for rate, value in error_rates(found).items() if rate in ("wer", "cer")}
 
     first = next(iter(settled.validation.evaluation_batches(1)))
     width, symbols = modality.exhibit.raw_positions(first).shape[2], len(task.letters)
