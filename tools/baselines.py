@@ -34,7 +34,6 @@ _BATCH = 64
 _UPDATES = 1_000
 _RATE = 3e-3
 _WIDTHS = (32, 64, 128)
-_LARGE_PICTURE = 64  # pixels of a side, above which a convolution of stride 2 comes first
 _NEIGHBOURS = 7  # frames that a linear classifier of letters sees at once
 
 
@@ -87,17 +86,16 @@ class ConvolutionalNetwork(nn.Module):
     """Three convolutions of 3 x 3 with batch norm and pooling, then a linear classifier.
 
     Args:
-        picture: (B, channels, H, W), as large as those to come.
+        channels: of the pictures.
         classes: to be told apart.
     """
 
-    def __init__(self, picture: Tensor, classes: int) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        channels, stride = picture.shape[1], 2 if max(picture.shape[2:]) > _LARGE_PICTURE else 1
         layers: list[nn.Module] = []
         for width in _WIDTHS:
-            layers += [nn.Conv2d(channels, width, 3, stride, 1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
-            channels, stride = width, 1
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2)]
+            channels = width
         self.layers = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.3))
         self.head = nn.Linear(4 * channels, classes)
 
@@ -140,7 +138,7 @@ def _small_accuracy(recipe: Classification, exhibit: Exhibit, train: TrainData, 
     picture, classes = exhibit.raw_picture(first), len(recipe.labels.classes)
     network: nn.Module
     if picture is not None:
-        network = ConvolutionalNetwork(picture, classes)
+        network = ConvolutionalNetwork(picture.shape[1], classes)
 
         def logits(batch: Batch) -> Tensor:
             found: Tensor = network(exhibit.raw_picture(batch))
