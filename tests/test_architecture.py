@@ -81,7 +81,7 @@ def test_a_member_is_a_typed_package_of_its_own(member: str) -> None:
 def test_tools_know_every_member() -> None:
     tool = configuration(ROOT)["tool"]
     sources = {str((folder / "src").relative_to(ROOT)) for folder in MEMBERS.values()}
-    assert set(tool["mypy"]["mypy_path"]) == {*sources, "tools", "experiments"}
+    assert set(tool["mypy"]["mypy_path"]) == {*sources, "tools", "experiments", "experiments/small"}
     assert set(tool["mypy"]["files"]) == {*(f"{source}/data2vec" for source in sources), "tools", "experiments"}
     tests = {str((folder / "tests").relative_to(ROOT)) for folder in MEMBERS.values()}
     assert set(tool["pytest"]["ini_options"]["testpaths"]) == {*tests, "tests"}
