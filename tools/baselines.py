@@ -22,10 +22,9 @@ from data2vec.core.data.dataset import EvaluationData, TrainData
 from data2vec.core.evaluation.features import Pooled
 from data2vec.core.evaluation.linear import linear_accuracy
 from data2vec.core.exhibit import Exhibit
-from data2vec.core.finetuning.labels import settle_labels
 from data2vec.core.finetuning.recognition import RecognitionTask
 from data2vec.core.finetuning.transcribing import Transcript, cut, error_rates, said_in, text_of
-from data2vec.core.finetuning.transcripts import settle_letters
+from data2vec.core.run.kinds import kind_of
 from data2vec.core.run.prepare import open_data, with_assets
 from data2vec.core.settings.finetuning import Classification, FineTuning, LabelKind, Recognition
 
@@ -40,25 +39,31 @@ _NEIGHBOURS = 7  # frames that a linear classifier of letters sees at once
 def baseline_scores(recipe: FineTuning, folder: Path) -> dict[str, dict[str, float]]:
     """The scores of every baseline that suits what a finished run learnt, by its name and the score's."""
     if isinstance(recipe, Recognition):
-        return _recognised(recipe, folder)
+        return _recognised(recipe, *_opened(recipe, folder))
     if isinstance(recipe, Classification) and recipe.labels.kind is LabelKind.CLASS:
-        return {name: {"accuracy": value} for name, value in _classified(recipe, folder)}
+        return {name: {"accuracy": value} for name, value in _classified(recipe, *_opened(recipe, folder))}
     return {}
 
 
-def _classified(recipe: Classification, folder: Path) -> Iterator[tuple[str, float]]:
-    ((name, modality),) = recipe.modalities.items()
-    train, validation = open_data(recipe, folder / "cache")
-    with_assets(recipe, train, validation, folder, started=True)
-    settled = settle_labels(recipe.labels, train[name], validation[name], seed=recipe.train.seed)
-    learnt = settled.train.for_evaluation()  # without augmentation
+def _opened(recipe: FineTuning, folder: Path) -> tuple[TrainData, EvaluationData]:
+    """The labelled samples that a run learnt from, and those that judged it."""
+    opened = open_data(recipe, folder / "cache")
+    with_assets(recipe, *opened, folder, started=True)
+    _, (train, validation) = kind_of(recipe).settle(recipe, opened, recipe)
+    (name,) = recipe.modalities
+    return train[name], validation[name]
+
+
+def _classified(recipe: Classification, train: TrainData, validation: EvaluationData) -> Iterator[tuple[str, float]]:
+    (modality,) = recipe.modalities.values()
+    learnt = train.for_evaluation()  # without augmentation
     tokens = not next(iter(learnt.evaluation_batches(1))).inputs.is_floating_point()
-    seen, judged = (_raw_features(modality.exhibit, data) for data in (learnt, settled.validation))
+    seen, judged = (_raw_features(modality.exhibit, data) for data in (learnt, validation))
     if tokens:
         yield TFIDF, tfidf_accuracy(seen, judged, seed=recipe.train.seed)
     else:
         yield LINEAR, linear_accuracy(seen, judged, seed=recipe.train.seed)
-    yield SMALL, _small_accuracy(recipe, modality.exhibit, settled.train, settled.validation)
+    yield SMALL, _small_accuracy(recipe, modality.exhibit, train, validation)
 
 
 def _raw_features(exhibit: Exhibit, data: EvaluationData) -> Pooled:
@@ -68,7 +73,7 @@ def _raw_features(exhibit: Exhibit, data: EvaluationData) -> Pooled:
 
 
 def tfidf_accuracy(seen: Pooled, judged: Pooled, *, seed: int) -> float:
-    """The accuracy of logistic regression on term frequency times inverse document frequency.
+    """The accuracy of logistic regression on log(1 + term frequency) times inverse document frequency.
 
     Its strength is chosen by cross-validation among the samples that it learns from.
     """
@@ -206,11 +211,8 @@ class FrameNetwork(nn.Module):
         return logits
 
 
-def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]]:
+def _recognised(recipe: Recognition, train: TrainData, validation: EvaluationData) -> dict[str, dict[str, float]]:
     ((name, modality),) = recipe.modalities.items()
-    train, validation = open_data(recipe, folder / "cache")
-    with_assets(recipe, train, validation, folder, started=True)
-    settled = settle_letters(recipe.letters, train[name], validation[name], seed=recipe.train.seed)
     task = RecognitionTask.build(recipe).eval()  # reads transcripts and counts frames; its weights are not used
     extractor = task.backbone.encoder.frontend(name).extractor
 
@@ -225,8 +227,8 @@ def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]
     def stream() -> Iterator[Batch]:
         length = recipe.train.micro_length
         if length is None:
-            return settled.train.batches(0, min(_BATCH, settled.train.total))
-        return settled.train.length_batches(0, length)
+            return train.batches(0, min(_BATCH, train.total))
+        return train.length_batches(0, length)
 
     def score(network: nn.Module) -> dict[str, float]:
         def loss(batch: Batch) -> Tensor:
@@ -236,13 +238,13 @@ def _recognised(recipe: Recognition, folder: Path) -> dict[str, dict[str, float]
         _learn(network, stream(), loss)
         found = []
         with torch.no_grad():
-            for batch in settled.validation.evaluation_batches(recipe.evaluation.batch):
+            for batch in validation.evaluation_batches(recipe.evaluation.batch):
                 heard = [text_of(task, own) for own in cut(*logits(network, batch))]
                 said = said_in(task, batch)
                 found += [Transcript(*parts, loss=0.0) for parts in zip(batch.keys, said, heard, strict=True)]
         return {rate: value for rate, value in error_rates(found).items() if rate in ("wer", "cer")}
 
-    first = next(iter(settled.validation.evaluation_batches(1)))
+    first = next(iter(validation.evaluation_batches(1)))
     width, symbols = modality.exhibit.raw_positions(first).shape[2], len(task.letters)
     found = {}
     for row, recurrent in ((LINEAR, 0), (SMALL, 2)):
