@@ -126,6 +126,31 @@ def test_ctrl_c_ends_a_fetch(server: Server, folder: Path, cache: ShardCache, on
     assert not tars(cache)
 
 
+def test_ctrl_c_ends_a_fetch_whose_thread_was_being_started(
+    server: Server, folder: Path, cache: ShardCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread runs, and its pool has not noted it yet."""
+    (folder / INDEX_NAME).unlink()
+    server.always = "drip"
+    start = threading.Thread.start
+    met: list[threading.Thread] = []
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name.startswith("ThreadPoolExecutor"):
+            wait_until(lambda: tars(cache))
+            met.append(thread)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        open_shards(f"{server.url}/train-{{000000..000002}}.tar", "toy", cache)
+    (thread,) = met
+    thread.join(5)
+    assert not thread.is_alive()
+    assert not tars(cache)
+
+
 # ---- training
 
 

@@ -167,13 +167,18 @@ def _held(location: str, info: ShardInfo | None, cache: ShardCache) -> Iterator[
 def _in_threads(function: Callable[[str], T], values: list[str]) -> Iterator[T]:
     """As ``map``; where an error or Ctrl-C ends it, what is being fetched ends too."""
     ended = threading.Event()
-    with stopped_by(ended.is_set):
-        pool = ThreadPoolExecutor(_THREADS)
-        try:
-            yield from pool.map(function, values)
-        finally:
-            ended.set()
-            pool.shutdown(cancel_futures=True)
+
+    def one(value: str) -> T:
+        # Here and not around the pool, which does not wait for a thread that Ctrl-C met while it was being started.
+        with stopped_by(ended.is_set):
+            return function(value)
+
+    pool = ThreadPoolExecutor(_THREADS)
+    try:
+        yield from pool.map(one, values)
+    finally:
+        ended.set()
+        pool.shutdown(cancel_futures=True)
 
 
 def _name(location: str) -> str:
