@@ -43,6 +43,14 @@ def test_tfidf_finds_the_word_that_tells(tool: ModuleType) -> None:
     assert tool.tfidf_accuracy(same, judged, seed=0) == pytest.approx(1 / 3)  # nothing to learn from: one class for all
 
 
+def test_padding_does_not_change_what_a_text_is(tool: ModuleType) -> None:
+    torch.manual_seed(0)
+    network = tool.TextNetwork(11, 3, width=8).eval()
+    ids = torch.randint(0, 11, (4, 6))
+    padded = torch.cat([ids, torch.full((4, 5), 7)], 1)
+    torch.testing.assert_close(network(padded, torch.full((4,), 6)), network(ids, None))
+
+
 @pytest.mark.parametrize("modality", ["vision", "speech", "text"])
 def test_classes_that_the_input_shows(
     tool: ModuleType, place: object, modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -128,10 +128,14 @@ class TextNetwork(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, classes) logits of (B, L) ids, of which ``lengths`` are valid."""
-        x = self.embedding(ids)
+        x = self.embedding(ids).transpose(1, 2)
+        length = ids.shape[1]
+        valid = torch.ones(1, 1, length, dtype=torch.bool)
         if lengths is not None:
-            x = x * (torch.arange(ids.shape[1]) < lengths[:, None]).unsqueeze(-1)
-        found = [convolution(x.transpose(1, 2)).relu().amax(2) for convolution in self.convolutions]
+            valid = (torch.arange(length) < lengths[:, None]).unsqueeze(1)
+        x = x * valid
+        # 0 is the least that ReLU gives: padded places never hold the largest value.
+        found = [(convolution(x)[..., :length].relu() * valid).amax(2) for convolution in self.convolutions]
         logits: Tensor = self.head(self.dropout(torch.cat(found, 1)))
         return logits
 
